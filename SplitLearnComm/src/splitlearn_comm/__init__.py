@@ -1,0 +1,1 @@
+"""Tensors and sessions over gRPC between two Python processes; knows no model."""

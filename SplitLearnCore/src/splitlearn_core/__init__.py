@@ -1,0 +1,1 @@
+"""Exact splits of Hugging Face decoder models: everything that happens inside one process."""

@@ -1,0 +1,1 @@
+"""Hosts the Trunk of split language models for many clients."""
