@@ -1,0 +1,38 @@
+"""What can go wrong inside one process.
+
+    CoreError
+    ├── SplitPointError         (ValueError)  cut points out of order or out of range
+    ├── UnsupportedModelError   (ValueError)  a model that cannot be cut exactly
+    ├── CheckpointError         (OSError)     weights that are missing, truncated or of no known format
+    ├── PartInputError          (ValueError)  a tensor that a part cannot take
+    ├── TrunkMismatchError      (ValueError)  this side and the trunk do not belong to one model
+    └── UnsupportedOptionError  (ValueError)  an option that would need what this side does not hold
+"""
+
+
+class CoreError(Exception):
+    """Root of everything that SplitLearnCore raises on purpose."""
+
+
+class SplitPointError(CoreError, ValueError):
+    """Cut points that are out of order or out of range for the model."""
+
+
+class UnsupportedModelError(CoreError, ValueError):
+    """A model that cannot be cut exactly; the message names it and the reason."""
+
+
+class CheckpointError(CoreError, OSError):
+    """A checkpoint whose weights are missing, truncated, or of no known format."""
+
+
+class PartInputError(CoreError, ValueError):
+    """A tensor that a part cannot take: wrong rank, width, dtype or length."""
+
+
+class TrunkMismatchError(CoreError, ValueError):
+    """This side and the trunk do not belong to the same model or the same cut."""
+
+
+class UnsupportedOptionError(CoreError, ValueError):
+    """An option that would need tensors which this side of the cut does not hold."""

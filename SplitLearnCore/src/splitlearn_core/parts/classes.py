@@ -1,0 +1,60 @@
+"""Making the class of a part: one of ours in front of an architecture's own."""
+
+import inspect
+from functools import cache
+from typing import TypeVar
+
+from transformers import MODEL_FOR_CAUSAL_LM_MAPPING, PreTrainedConfig, PreTrainedModel
+
+from splitlearn_core.errors import UnsupportedModelError
+from splitlearn_core.parts.part import CutModel
+from splitlearn_core.split.layers import num_decoder_layers
+from splitlearn_core.split.points import SplitPoints
+
+CutModelT = TypeVar("CutModelT", bound=CutModel)
+
+
+def architecture_of(config: PreTrainedConfig) -> type[PreTrainedModel]:
+    """Return the causal language model class of a configuration.
+
+    Raises:
+        UnsupportedModelError: transformers has none for it.
+    """
+    found = MODEL_FOR_CAUSAL_LM_MAPPING.get(type(config), None)
+    if found is None:
+        raise UnsupportedModelError(
+            f"{config.model_type} cannot be cut: transformers has no causal language model of this type"
+        )
+    classes: tuple[type[PreTrainedModel], ...] = found if isinstance(found, tuple) else (found,)
+    named = [c for c in classes if c.__name__ in (config.architectures or ())]
+    return (named or list(classes))[0]
+
+
+@cache
+def class_for(kind: type[CutModelT], architecture: type[PreTrainedModel]) -> type[CutModelT]:
+    """Return the class of a cut model of an architecture; `copy.__class__ = class_for(...)` is allowed too.
+
+    It keeps the architecture's name and module, which transformers looks at (loss types, experts, saving).
+    """
+    namespace = {
+        "__module__": architecture.__module__,
+        "__doc__": architecture.__doc__,
+        "architecture": architecture,
+        "forward_parameters": frozenset(inspect.signature(architecture.forward).parameters) - {"self", "kwargs"},
+        **kind.class_attributes(architecture),
+    }
+    return type(architecture.__name__, (kind, architecture), namespace)
+
+
+def loading_class_for(
+    kind: type[CutModelT], architecture: type[PreTrainedModel], points: SplitPoints
+) -> type[CutModelT]:
+    """Return a class whose `from_pretrained` makes the cut before it looks for weights, so that no others load."""
+    cut_class = class_for(kind, architecture)
+
+    def __init__(self: CutModelT, config: PreTrainedConfig, *args: object, **kwargs: object) -> None:
+        architecture.__init__(self, config, *args, **kwargs)
+        self.become_cut(points, num_decoder_layers(config))
+
+    namespace = {"__module__": architecture.__module__, "__init__": __init__}
+    return type(architecture.__name__, (cut_class,), namespace)

@@ -1,0 +1,53 @@
+"""What stands in a part where a layer or an embedding lives elsewhere: modules without a single parameter."""
+
+import copy
+from typing import Any
+
+import torch
+from torch import nn
+
+
+class AbsentLayer(nn.Module):
+    """A decoder layer that lives in another part.
+
+    It passes its input on in the shape that the loops of transformers unpack, and answers look-ups of attributes
+    (`attention_type`, `layer_idx`, `self_attn.…`) from a copy of the original whose tensors are on the meta device.
+    """
+
+    def __init__(self, original: nn.Module) -> None:
+        super().__init__()
+        # A tuple, so that torch does not register the original: it must not show up among modules or parameters.
+        self._original = (without_storage(original),)
+
+    def forward(self, *args: Any, **kwargs: Any) -> tuple[Any, None]:
+        """Return the hidden states that came in, untouched."""
+        hidden = args[0] if args else kwargs.get("hidden_states")
+        return (hidden[0] if isinstance(hidden, tuple) else hidden), None
+
+    def __getattr__(self, name: str) -> Any:
+        try:
+            return super().__getattr__(name)
+        except AttributeError:
+            if name == "_original":  # not yet there, while a copy is being made
+                raise
+            return getattr(self._original[0], name)
+
+
+class AbsentEmbedding(nn.Module):
+    """An input or output embedding that lives in another part; calling it is a mistake of ours."""
+
+    def forward(self, *args: Any, **kwargs: Any) -> torch.Tensor:
+        """Raise, because no part ever reaches an embedding that it does not hold."""
+        raise AssertionError("an embedding that lives in another part was called")
+
+
+def without_storage(module: nn.Module) -> nn.Module:
+    """Copy a module with all its parameters and buffers replaced by empty ones on the meta device."""
+    tensors = [*module.parameters(), *module.buffers()]
+    return copy.deepcopy(module, {id(tensor): meta_like(tensor) for tensor in tensors})
+
+
+def meta_like(tensor: torch.Tensor) -> torch.Tensor:
+    """Return a tensor of the same shape and kind without storage."""
+    empty = torch.empty_like(tensor, device="meta")
+    return nn.Parameter(empty, tensor.requires_grad) if isinstance(tensor, nn.Parameter) else empty
