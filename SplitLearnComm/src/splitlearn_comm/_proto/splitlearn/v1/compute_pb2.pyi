@@ -1,0 +1,254 @@
+# mypy: disable-error-code="type-arg"
+from google.protobuf.internal import containers as _containers
+from google.protobuf.internal import enum_type_wrapper as _enum_type_wrapper
+from google.protobuf import descriptor as _descriptor
+from google.protobuf import message as _message
+from typing import ClassVar as _ClassVar, Iterable as _Iterable, Mapping as _Mapping, Optional as _Optional, Union as _Union
+
+DESCRIPTOR: _descriptor.FileDescriptor
+
+class DType(int, metaclass=_enum_type_wrapper.EnumTypeWrapper):
+    __slots__ = ()
+    DTYPE_UNSPECIFIED: _ClassVar[DType]
+    DTYPE_FLOAT64: _ClassVar[DType]
+    DTYPE_FLOAT32: _ClassVar[DType]
+    DTYPE_FLOAT16: _ClassVar[DType]
+    DTYPE_BFLOAT16: _ClassVar[DType]
+    DTYPE_FLOAT8_E4M3FN: _ClassVar[DType]
+    DTYPE_FLOAT8_E5M2: _ClassVar[DType]
+    DTYPE_INT64: _ClassVar[DType]
+    DTYPE_INT32: _ClassVar[DType]
+    DTYPE_INT16: _ClassVar[DType]
+    DTYPE_INT8: _ClassVar[DType]
+    DTYPE_UINT64: _ClassVar[DType]
+    DTYPE_UINT32: _ClassVar[DType]
+    DTYPE_UINT16: _ClassVar[DType]
+    DTYPE_UINT8: _ClassVar[DType]
+    DTYPE_BOOL: _ClassVar[DType]
+DTYPE_UNSPECIFIED: DType
+DTYPE_FLOAT64: DType
+DTYPE_FLOAT32: DType
+DTYPE_FLOAT16: DType
+DTYPE_BFLOAT16: DType
+DTYPE_FLOAT8_E4M3FN: DType
+DTYPE_FLOAT8_E5M2: DType
+DTYPE_INT64: DType
+DTYPE_INT32: DType
+DTYPE_INT16: DType
+DTYPE_INT8: DType
+DTYPE_UINT64: DType
+DTYPE_UINT32: DType
+DTYPE_UINT16: DType
+DTYPE_UINT8: DType
+DTYPE_BOOL: DType
+
+class TensorData(_message.Message):
+    __slots__ = ("data", "shape", "dtype")
+    DATA_FIELD_NUMBER: _ClassVar[int]
+    SHAPE_FIELD_NUMBER: _ClassVar[int]
+    DTYPE_FIELD_NUMBER: _ClassVar[int]
+    data: bytes
+    shape: _containers.RepeatedScalarFieldContainer[int]
+    dtype: DType
+    def __init__(self, data: _Optional[bytes] = ..., shape: _Optional[_Iterable[int]] = ..., dtype: _Optional[_Union[DType, str]] = ...) -> None: ...
+
+class NamedTensor(_message.Message):
+    __slots__ = ("name", "tensor")
+    NAME_FIELD_NUMBER: _ClassVar[int]
+    TENSOR_FIELD_NUMBER: _ClassVar[int]
+    name: str
+    tensor: TensorData
+    def __init__(self, name: _Optional[str] = ..., tensor: _Optional[_Union[TensorData, _Mapping]] = ...) -> None: ...
+
+class KVCacheEntry(_message.Message):
+    __slots__ = ("layer", "kind", "tensors")
+    LAYER_FIELD_NUMBER: _ClassVar[int]
+    KIND_FIELD_NUMBER: _ClassVar[int]
+    TENSORS_FIELD_NUMBER: _ClassVar[int]
+    layer: int
+    kind: str
+    tensors: _containers.RepeatedCompositeFieldContainer[NamedTensor]
+    def __init__(self, layer: _Optional[int] = ..., kind: _Optional[str] = ..., tensors: _Optional[_Iterable[_Union[NamedTensor, _Mapping]]] = ...) -> None: ...
+
+class KVCache(_message.Message):
+    __slots__ = ("entries", "position")
+    ENTRIES_FIELD_NUMBER: _ClassVar[int]
+    POSITION_FIELD_NUMBER: _ClassVar[int]
+    entries: _containers.RepeatedCompositeFieldContainer[KVCacheEntry]
+    position: int
+    def __init__(self, entries: _Optional[_Iterable[_Union[KVCacheEntry, _Mapping]]] = ..., position: _Optional[int] = ...) -> None: ...
+
+class ComputeRequest(_message.Message):
+    __slots__ = ("tensor", "attention_mask", "position_ids", "past_key_values", "use_cache", "expected_fingerprint")
+    TENSOR_FIELD_NUMBER: _ClassVar[int]
+    ATTENTION_MASK_FIELD_NUMBER: _ClassVar[int]
+    POSITION_IDS_FIELD_NUMBER: _ClassVar[int]
+    PAST_KEY_VALUES_FIELD_NUMBER: _ClassVar[int]
+    USE_CACHE_FIELD_NUMBER: _ClassVar[int]
+    EXPECTED_FINGERPRINT_FIELD_NUMBER: _ClassVar[int]
+    tensor: TensorData
+    attention_mask: TensorData
+    position_ids: TensorData
+    past_key_values: KVCache
+    use_cache: bool
+    expected_fingerprint: str
+    def __init__(self, tensor: _Optional[_Union[TensorData, _Mapping]] = ..., attention_mask: _Optional[_Union[TensorData, _Mapping]] = ..., position_ids: _Optional[_Union[TensorData, _Mapping]] = ..., past_key_values: _Optional[_Union[KVCache, _Mapping]] = ..., use_cache: bool = ..., expected_fingerprint: _Optional[str] = ...) -> None: ...
+
+class ComputeResponse(_message.Message):
+    __slots__ = ("tensor", "past_key_values")
+    TENSOR_FIELD_NUMBER: _ClassVar[int]
+    PAST_KEY_VALUES_FIELD_NUMBER: _ClassVar[int]
+    tensor: TensorData
+    past_key_values: KVCache
+    def __init__(self, tensor: _Optional[_Union[TensorData, _Mapping]] = ..., past_key_values: _Optional[_Union[KVCache, _Mapping]] = ...) -> None: ...
+
+class SessionRequest(_message.Message):
+    __slots__ = ("session_id", "step_id", "position", "open", "forward", "reorder", "crop", "start_recording", "close")
+    SESSION_ID_FIELD_NUMBER: _ClassVar[int]
+    STEP_ID_FIELD_NUMBER: _ClassVar[int]
+    POSITION_FIELD_NUMBER: _ClassVar[int]
+    OPEN_FIELD_NUMBER: _ClassVar[int]
+    FORWARD_FIELD_NUMBER: _ClassVar[int]
+    REORDER_FIELD_NUMBER: _ClassVar[int]
+    CROP_FIELD_NUMBER: _ClassVar[int]
+    START_RECORDING_FIELD_NUMBER: _ClassVar[int]
+    CLOSE_FIELD_NUMBER: _ClassVar[int]
+    session_id: str
+    step_id: int
+    position: int
+    open: Open
+    forward: Forward
+    reorder: Reorder
+    crop: Crop
+    start_recording: StartRecording
+    close: Close
+    def __init__(self, session_id: _Optional[str] = ..., step_id: _Optional[int] = ..., position: _Optional[int] = ..., open: _Optional[_Union[Open, _Mapping]] = ..., forward: _Optional[_Union[Forward, _Mapping]] = ..., reorder: _Optional[_Union[Reorder, _Mapping]] = ..., crop: _Optional[_Union[Crop, _Mapping]] = ..., start_recording: _Optional[_Union[StartRecording, _Mapping]] = ..., close: _Optional[_Union[Close, _Mapping]] = ...) -> None: ...
+
+class Open(_message.Message):
+    __slots__ = ("expected_fingerprint", "resume")
+    EXPECTED_FINGERPRINT_FIELD_NUMBER: _ClassVar[int]
+    RESUME_FIELD_NUMBER: _ClassVar[int]
+    expected_fingerprint: str
+    resume: bool
+    def __init__(self, expected_fingerprint: _Optional[str] = ..., resume: bool = ...) -> None: ...
+
+class Forward(_message.Message):
+    __slots__ = ("tensor", "attention_mask", "position_ids")
+    TENSOR_FIELD_NUMBER: _ClassVar[int]
+    ATTENTION_MASK_FIELD_NUMBER: _ClassVar[int]
+    POSITION_IDS_FIELD_NUMBER: _ClassVar[int]
+    tensor: TensorData
+    attention_mask: TensorData
+    position_ids: TensorData
+    def __init__(self, tensor: _Optional[_Union[TensorData, _Mapping]] = ..., attention_mask: _Optional[_Union[TensorData, _Mapping]] = ..., position_ids: _Optional[_Union[TensorData, _Mapping]] = ...) -> None: ...
+
+class Reorder(_message.Message):
+    __slots__ = ("indices",)
+    INDICES_FIELD_NUMBER: _ClassVar[int]
+    indices: _containers.RepeatedScalarFieldContainer[int]
+    def __init__(self, indices: _Optional[_Iterable[int]] = ...) -> None: ...
+
+class Crop(_message.Message):
+    __slots__ = ("num_tokens",)
+    NUM_TOKENS_FIELD_NUMBER: _ClassVar[int]
+    num_tokens: int
+    def __init__(self, num_tokens: _Optional[int] = ...) -> None: ...
+
+class StartRecording(_message.Message):
+    __slots__ = ()
+    def __init__(self) -> None: ...
+
+class Close(_message.Message):
+    __slots__ = ()
+    def __init__(self) -> None: ...
+
+class SessionResponse(_message.Message):
+    __slots__ = ("step_id", "position", "opened", "tensor", "done", "error")
+    STEP_ID_FIELD_NUMBER: _ClassVar[int]
+    POSITION_FIELD_NUMBER: _ClassVar[int]
+    OPENED_FIELD_NUMBER: _ClassVar[int]
+    TENSOR_FIELD_NUMBER: _ClassVar[int]
+    DONE_FIELD_NUMBER: _ClassVar[int]
+    ERROR_FIELD_NUMBER: _ClassVar[int]
+    step_id: int
+    position: int
+    opened: Opened
+    tensor: TensorData
+    done: Done
+    error: Error
+    def __init__(self, step_id: _Optional[int] = ..., position: _Optional[int] = ..., opened: _Optional[_Union[Opened, _Mapping]] = ..., tensor: _Optional[_Union[TensorData, _Mapping]] = ..., done: _Optional[_Union[Done, _Mapping]] = ..., error: _Optional[_Union[Error, _Mapping]] = ...) -> None: ...
+
+class Opened(_message.Message):
+    __slots__ = ("max_message_bytes",)
+    MAX_MESSAGE_BYTES_FIELD_NUMBER: _ClassVar[int]
+    max_message_bytes: int
+    def __init__(self, max_message_bytes: _Optional[int] = ...) -> None: ...
+
+class Done(_message.Message):
+    __slots__ = ()
+    def __init__(self) -> None: ...
+
+class Error(_message.Message):
+    __slots__ = ("code", "kind", "message", "request_id")
+    CODE_FIELD_NUMBER: _ClassVar[int]
+    KIND_FIELD_NUMBER: _ClassVar[int]
+    MESSAGE_FIELD_NUMBER: _ClassVar[int]
+    REQUEST_ID_FIELD_NUMBER: _ClassVar[int]
+    code: int
+    kind: str
+    message: str
+    request_id: str
+    def __init__(self, code: _Optional[int] = ..., kind: _Optional[str] = ..., message: _Optional[str] = ..., request_id: _Optional[str] = ...) -> None: ...
+
+class HealthCheckRequest(_message.Message):
+    __slots__ = ()
+    def __init__(self) -> None: ...
+
+class HealthCheckResponse(_message.Message):
+    __slots__ = ("serving",)
+    SERVING_FIELD_NUMBER: _ClassVar[int]
+    serving: bool
+    def __init__(self, serving: bool = ...) -> None: ...
+
+class ServiceInfoRequest(_message.Message):
+    __slots__ = ()
+    def __init__(self) -> None: ...
+
+class ServiceInfo(_message.Message):
+    __slots__ = ("name", "fingerprint", "split_start", "split_end", "num_layers", "hidden_size", "dtype", "max_positions", "model_type", "cache_kinds", "stateful", "version", "max_message_bytes", "extra")
+    class ExtraEntry(_message.Message):
+        __slots__ = ("key", "value")
+        KEY_FIELD_NUMBER: _ClassVar[int]
+        VALUE_FIELD_NUMBER: _ClassVar[int]
+        key: str
+        value: str
+        def __init__(self, key: _Optional[str] = ..., value: _Optional[str] = ...) -> None: ...
+    NAME_FIELD_NUMBER: _ClassVar[int]
+    FINGERPRINT_FIELD_NUMBER: _ClassVar[int]
+    SPLIT_START_FIELD_NUMBER: _ClassVar[int]
+    SPLIT_END_FIELD_NUMBER: _ClassVar[int]
+    NUM_LAYERS_FIELD_NUMBER: _ClassVar[int]
+    HIDDEN_SIZE_FIELD_NUMBER: _ClassVar[int]
+    DTYPE_FIELD_NUMBER: _ClassVar[int]
+    MAX_POSITIONS_FIELD_NUMBER: _ClassVar[int]
+    MODEL_TYPE_FIELD_NUMBER: _ClassVar[int]
+    CACHE_KINDS_FIELD_NUMBER: _ClassVar[int]
+    STATEFUL_FIELD_NUMBER: _ClassVar[int]
+    VERSION_FIELD_NUMBER: _ClassVar[int]
+    MAX_MESSAGE_BYTES_FIELD_NUMBER: _ClassVar[int]
+    EXTRA_FIELD_NUMBER: _ClassVar[int]
+    name: str
+    fingerprint: str
+    split_start: int
+    split_end: int
+    num_layers: int
+    hidden_size: int
+    dtype: DType
+    max_positions: int
+    model_type: str
+    cache_kinds: _containers.RepeatedScalarFieldContainer[str]
+    stateful: bool
+    version: str
+    max_message_bytes: int
+    extra: _containers.ScalarMap[str, str]
+    def __init__(self, name: _Optional[str] = ..., fingerprint: _Optional[str] = ..., split_start: _Optional[int] = ..., split_end: _Optional[int] = ..., num_layers: _Optional[int] = ..., hidden_size: _Optional[int] = ..., dtype: _Optional[_Union[DType, str]] = ..., max_positions: _Optional[int] = ..., model_type: _Optional[str] = ..., cache_kinds: _Optional[_Iterable[str]] = ..., stateful: bool = ..., version: _Optional[str] = ..., max_message_bytes: _Optional[int] = ..., extra: _Optional[_Mapping[str, str]] = ...) -> None: ...

@@ -1,0 +1,114 @@
+"""The exceptions of this package, and their gRPC codes in one table.
+
+CommError
+├── InvalidRequestError (ValueError)          the request itself is wrong: dtype, rank, size, NaN
+├── SequenceTooLongError (ValueError)         more tokens than the model has positions for
+├── SessionNotFoundError (LookupError)        no such session, or no longer
+├── StepOrderError                            a step came too late, too early or at the wrong position
+├── FingerprintMismatchError (ValueError)     the two ends hold parts of different models
+├── MessageTooLargeError (ValueError)         a message over the limit of either side
+├── ResourceExhaustedError                    the server has no room: sessions, memory
+├── ServerUnavailableError (ConnectionError)  nothing listens there, or it went away
+├── DeadlineExceededError (TimeoutError)      no answer in time
+├── UnsupportedOperationError                 the service cannot do this
+└── RemoteInternalError                       a fault of the server; its log has it under the request id
+
+The class of an error travels by its name beside the gRPC code, so that the client raises what the server raised.
+"""
+
+from __future__ import annotations
+
+import grpc
+
+
+class CommError(Exception):
+    """Anything that goes wrong between a client and a server.
+
+    Attributes:
+        request_id: Names the failure in the server's log; None if it never reached a server.
+    """
+
+    def __init__(self, message: str, *, request_id: str | None = None) -> None:
+        super().__init__(message)
+        self.request_id = request_id
+
+    @property
+    def code(self) -> grpc.StatusCode:
+        """The gRPC status code this kind of error travels under."""
+        return next(CODES[cls] for cls in type(self).__mro__ if cls in CODES)
+
+
+class InvalidRequestError(CommError, ValueError):
+    """The request is wrong in itself: dtype, rank, size, a value that cannot be."""
+
+
+class SequenceTooLongError(CommError, ValueError):
+    """The sequence would be longer than the model has positions for."""
+
+
+class SessionNotFoundError(CommError, LookupError):
+    """The server has no such session: never had, expired, or lost."""
+
+
+class StepOrderError(CommError):
+    """A step was repeated too late, came ahead of its turn, or expects another position."""
+
+
+class FingerprintMismatchError(CommError, ValueError):
+    """Client and server hold parts of different models or checkpoints."""
+
+
+class MessageTooLargeError(CommError, ValueError):
+    """A message is larger than one of the two sides takes."""
+
+
+class ResourceExhaustedError(CommError):
+    """The server has no room for what was asked."""
+
+
+class ServerUnavailableError(CommError, ConnectionError):
+    """Nothing listens at the address, or what listened is gone."""
+
+
+class DeadlineExceededError(CommError, TimeoutError):
+    """The answer did not come in time."""
+
+
+class UnsupportedOperationError(CommError):
+    """The service does not offer this operation or takes no such argument."""
+
+
+class RemoteInternalError(CommError):
+    """The server failed in a way it did not expect; the cause is in its log under the request id."""
+
+
+# Where two classes share a code, the first is what the code alone means.
+CODES: dict[type[CommError], grpc.StatusCode] = {
+    CommError: grpc.StatusCode.UNKNOWN,
+    InvalidRequestError: grpc.StatusCode.INVALID_ARGUMENT,
+    SequenceTooLongError: grpc.StatusCode.OUT_OF_RANGE,
+    SessionNotFoundError: grpc.StatusCode.NOT_FOUND,
+    StepOrderError: grpc.StatusCode.FAILED_PRECONDITION,
+    FingerprintMismatchError: grpc.StatusCode.FAILED_PRECONDITION,
+    ResourceExhaustedError: grpc.StatusCode.RESOURCE_EXHAUSTED,
+    MessageTooLargeError: grpc.StatusCode.RESOURCE_EXHAUSTED,
+    ServerUnavailableError: grpc.StatusCode.UNAVAILABLE,
+    DeadlineExceededError: grpc.StatusCode.DEADLINE_EXCEEDED,
+    UnsupportedOperationError: grpc.StatusCode.UNIMPLEMENTED,
+    RemoteInternalError: grpc.StatusCode.INTERNAL,
+}
+
+_BY_NAME = {cls.__name__: cls for cls in CODES}
+
+
+def error_class(code: grpc.StatusCode, kind: str = "") -> type[CommError]:
+    """The exception class for an error that came over the wire.
+
+    Args:
+        code: Its gRPC status code.
+        kind: The class name the server gave; ignored where it is unknown or does not go with the code.
+    """
+    named = _BY_NAME.get(kind)
+    if named is not None and CODES[named] is code:
+        return named
+    return next((cls for cls, its_code in CODES.items() if its_code is code), CommError)

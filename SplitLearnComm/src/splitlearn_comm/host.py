@@ -1,0 +1,53 @@
+"""The port of this package: what a server needs from whoever does the computing."""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+
+import torch
+
+from splitlearn_comm.messages import Action, ComputeCall, ComputeResult, ServiceInfo
+
+
+class SessionHost(ABC):
+    """Computes for a `GRPCComputeServer`: stateless calls, and sessions that keep state between steps.
+
+    All methods are called on the server's event loop and must not block it: hand the work to a thread and await it.
+    Steps of one session never overlap and come in order, each exactly once: order, repeats and positions are the
+    server's business. Steps of different sessions, and stateless calls, may overlap.
+
+    A method refuses by raising a `CommError`; any other exception reaches the client as one fixed sentence. A step that
+    raises must leave its session as it was, or else answer every later step of it with `SessionNotFoundError`.
+    """
+
+    @abstractmethod
+    def get_info(self) -> ServiceInfo:
+        """What is served. Called after `setup`; cheap. What arrives is validated against it."""
+
+    async def setup(self) -> None:
+        """Called once before the first request."""
+        return
+
+    async def teardown(self) -> None:
+        """Called once after the last request, when all sessions are closed."""
+        return
+
+    @abstractmethod
+    async def compute(self, call: ComputeCall) -> ComputeResult:
+        """Do one stateless call. `past_key_values` of the result is given if and only if `use_cache` is."""
+
+    @abstractmethod
+    async def open_session(self, session_id: str) -> None:
+        """Make room for a session with an empty cache."""
+
+    @abstractmethod
+    async def run_step(self, session_id: str, action: Action) -> torch.Tensor | None:
+        """Do one step.
+
+        Returns:
+            [B, T, H] for `Forward`, None for every other action.
+        """
+
+    @abstractmethod
+    async def close_session(self, session_id: str) -> None:
+        """Free a session. Also called when it expires or its client disappears; an unknown session is no error."""

@@ -1,0 +1,128 @@
+"""What both sides of the wire speak of: actions of a step, calls, cache entries, what a service is.
+
+Plain values around tensors; protobuf is not seen outside `codec` and `framing`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+
+import torch
+
+
+@dataclass(frozen=True, kw_only=True)
+class ServiceInfo:
+    """What a server serves. A client learns it from `get_info()`."""
+
+    name: str
+    """A name for people."""
+    fingerprint: str | None = None
+    """Digest of the model's configuration and checkpoint; equal on both ends of one model."""
+    split_points: tuple[int, int] | None = None
+    """Layers [a, b) of the unsplit model that run here."""
+    num_layers: int | None = None
+    """Layers of the unsplit model."""
+    hidden_size: int | None = None
+    """H of the hidden states [B, T, H] taken; None if this is no model part, and then any tensor is taken."""
+    dtype: torch.dtype | None = None
+    """The dtype hidden states must have; None for any."""
+    max_positions: int | None = None
+    """Tokens a sequence may have at most; None for no limit."""
+    model_type: str | None = None
+    """The architecture's name in Hugging Face configurations."""
+    cache_kinds: tuple[str, ...] = ()
+    """Kinds of cache the layers here have."""
+    stateful: bool = False
+    """Whether sessions keep state between steps."""
+    version: str | None = None
+    """Version of the serving software."""
+    max_message_bytes: int | None = None
+    """Largest message the server takes and sends; the server fills it in."""
+    extra: Mapping[str, str] = field(default_factory=dict)
+    """Anything else the host wants to say."""
+
+
+@dataclass(frozen=True)
+class KVEntry:
+    """The cache of one layer, opaque to whoever does not hold the layer."""
+
+    layer: int
+    """The layer's number in the unsplit model."""
+    kind: str
+    """What kind of cache it is, in the words of the host that made it."""
+    tensors: Mapping[str, torch.Tensor]
+    """Named tensors: `keys` and `values`, or `conv` and `recurrent`."""
+
+
+@dataclass(frozen=True)
+class KVEntries:
+    """The cache of all layers of a part. Hand it back unchanged to go on from it."""
+
+    entries: tuple[KVEntry, ...]
+    """One for each layer that has a cache."""
+    position: int
+    """Tokens in the cache."""
+
+
+@dataclass(frozen=True)
+class Forward:
+    """Run hidden states through the layers and append them to the session's cache."""
+
+    hidden: torch.Tensor
+    """[B, T, H], floating."""
+    attention_mask: torch.Tensor | None = None
+    """[B, past + T], bool or integer; None for no padding."""
+    position_ids: torch.Tensor | None = None
+    """[B, T], integer; None to go on from the cache."""
+
+
+@dataclass(frozen=True)
+class Reorder:
+    """Make row i of the cache what row indices[i] was; the batch size becomes len(indices)."""
+
+    indices: Sequence[int]
+    """Row numbers, each in [0, B)."""
+
+
+@dataclass(frozen=True)
+class Crop:
+    """Forget the newest tokens."""
+
+    num_tokens: int
+    """Tokens to remove from the end, > 0."""
+
+
+@dataclass(frozen=True)
+class StartRecording:
+    """Keep from here on what is needed to crop layers whose cache forgets by itself."""
+
+
+Action = Forward | Reorder | Crop | StartRecording
+"""What a step of a session does."""
+
+
+@dataclass(frozen=True)
+class ComputeCall:
+    """One stateless call."""
+
+    tensor: torch.Tensor
+    """The input; for a model part hidden states [B, T, H]."""
+    attention_mask: torch.Tensor | None = None
+    """[B, past + T], bool or integer; None for no padding."""
+    position_ids: torch.Tensor | None = None
+    """[B, T], integer; None to go on from the cache."""
+    past_key_values: KVEntries | None = None
+    """The cache of an earlier result; None if nothing came before."""
+    use_cache: bool = False
+    """Whether the result is to carry the cache."""
+
+
+@dataclass(frozen=True)
+class ComputeResult:
+    """The answer to one stateless call."""
+
+    tensor: torch.Tensor
+    """The output; for a model part hidden states [B, T, H]."""
+    past_key_values: KVEntries | None = None
+    """The cache after the call; given if and only if `use_cache` asked for it."""
