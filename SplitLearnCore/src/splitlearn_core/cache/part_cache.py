@@ -87,7 +87,9 @@ class PartCache(DynamicCache):
 
     def __init__(self, config: PreTrainedConfig, own_layers: Collection[int]) -> None:
         super().__init__(config=config)
-        self.own_layers = tuple(index for index in range(len(self.layers)) if index in own_layers)
+        self.own_layers: tuple[int, ...] = tuple(index for index in range(len(self.layers)) if index in own_layers)
+        self.num_rows = 0
+        """Rows of the last forward; 0 before the first."""
         self._lengths: dict[int | None, LengthLayer] = {None: LengthLayer()}
         for index, layer in enumerate(self.layers):
             if index not in self.own_layers:
@@ -114,8 +116,9 @@ class PartCache(DynamicCache):
         """Number of tokens that the cache has seen."""
         return self._lengths[None].cached_len
 
-    def advance(self, num_tokens: int) -> None:
-        """Count the tokens of a forward that has just ended."""
+    def advance(self, num_rows: int, num_tokens: int) -> None:
+        """Count the rows and tokens of a forward that has just ended."""
+        self.num_rows = num_rows
         for length in self._lengths.values():
             length.advance(num_tokens)
 
@@ -125,6 +128,11 @@ class PartCache(DynamicCache):
     def get_seq_length(self, layer_idx: int = 0) -> int:
         """Return the number of tokens seen, also where all own layers are linear attention."""
         return self.position if layer_idx == 0 else super().get_seq_length(layer_idx)
+
+    @property
+    def is_compileable(self) -> bool:
+        """False: slots that only count have no static shape to compile for."""
+        return False
 
     def reset(self) -> None:
         """Forget everything, keeping the object."""
@@ -143,6 +151,7 @@ class PartCache(DynamicCache):
 
     def batch_repeat_interleave(self, repeats: int) -> None:
         """Repeat every row `repeats` times."""
+        self.num_rows *= repeats
         for layer in self._each_once():
             layer.batch_repeat_interleave(repeats)
 

@@ -12,7 +12,7 @@ from transformers import PreTrainedModel
 from splitlearn_core.cache.part_cache import PartCache
 from splitlearn_core.errors import PartInputError
 from splitlearn_core.split.cut import Cut, apply_cut, existing_tied_weights
-from splitlearn_core.split.layers import embedding_width
+from splitlearn_core.split.layers import decoder_config, embedding_width
 from splitlearn_core.split.points import SplitPoints
 
 
@@ -86,6 +86,11 @@ class CutModel(PreTrainedModel):
         # Called from the architecture's own __init__ too, before anything was cut.
         return existing_tied_weights(self, tied) if hasattr(self, "cut") else tied
 
+    @property
+    def hidden_size(self) -> int:
+        """Width of the hidden states between the layers."""
+        return int(decoder_config(self.config).hidden_size)
+
     def new_cache(self) -> PartCache:
         """Return an empty cache for the layers of this piece."""
         return PartCache(self.config, self.cut.kept)
@@ -121,7 +126,7 @@ class Part(CutModel):
         Raises:
             PartInputError: not a floating-point tensor [B, T, H] of this part's width and dtype.
         """
-        width, dtype = self.config.get_text_config(decoder=True).hidden_size, self.dtype
+        width, dtype = self.hidden_size, self.dtype
         wanted = f"hidden states [batch, tokens, {width}] in {dtype}"
         if not isinstance(hidden_BTH, torch.Tensor):
             raise PartInputError(f"expected {wanted}; got {type(hidden_BTH).__name__}")
@@ -142,7 +147,7 @@ class Part(CutModel):
             self.check_hidden(hidden_BTH)
             # Never looked at: the layers that would are elsewhere. Its shape and dtype make masks and positions.
             inputs["inputs_embeds"] = hidden_BTH.new_zeros(*hidden_BTH.shape[:2], self.embedding_width)
-        num_tokens = inputs.get("input_ids", hidden_BTH).shape[1]
+        num_rows, num_tokens = inputs.get("input_ids", hidden_BTH).shape[:2]
         self._received_BTH = hidden_BTH
         try:
             output = self.call_whole(past_key_values=cache, use_cache=cache is not None, **inputs)
@@ -151,7 +156,7 @@ class Part(CutModel):
         finally:
             self._received_BTH = None
         if cache is not None:
-            cache.advance(num_tokens)
+            cache.advance(num_rows, num_tokens)
         return output
 
     def cache_for(self, past_key_values: PartCache | None, use_cache: bool) -> PartCache | None:

@@ -70,3 +70,9 @@ def embedding_width(model: PreTrainedModel) -> int:
     weight = model.get_input_embeddings().weight
     assert isinstance(weight, torch.Tensor)
     return weight.shape[-1]
+
+
+def max_positions(config: PreTrainedConfig) -> int | None:
+    """Return the longest sequence in tokens that a model was made for, or None where it has no bound."""
+    length = getattr(decoder_config(config), "max_position_embeddings", None)
+    return length if isinstance(length, int) and length > 0 else None

@@ -1,0 +1,196 @@
+"""The client model: a Hugging Face model with Bottom and Top here, whose middle lives behind a trunk port.
+
+Tensor shapes: B rows, T new tokens, P cached tokens, H hidden size.
+"""
+
+import functools
+import inspect
+from typing import Any
+
+import torch
+from torch import nn
+from transformers import GenerationConfig, GenerationMixin, PreTrainedModel
+
+from splitlearn_core.errors import PartInputError, UnsupportedOptionError
+from splitlearn_core.parts.part import CutModel, replace_hidden
+from splitlearn_core.parts.port import TrunkPort
+from splitlearn_core.parts.split_cache import SplitCache
+from splitlearn_core.split.cut import Cut
+from splitlearn_core.split.layers import max_positions
+from splitlearn_core.split.points import SplitPoints
+
+TRUNK_INTERNALS = ("output_attentions", "output_hidden_states")
+"""What a forward may be asked for that only the trunk could answer."""
+
+
+class SplitModel(CutModel, GenerationMixin):
+    """Bottom and Top in one Hugging Face model; `generate`, `save_pretrained` and tied weights are Hugging Face's own.
+
+    One forward at a time. Concrete classes are made by `class_for`.
+    """
+
+    trunk: TrunkPort
+    """The middle; set by whoever makes the model."""
+
+    @classmethod
+    def class_attributes(cls, architecture: type[PreTrainedModel]) -> dict[str, Any]:
+        """Give the class a forward with the architecture's own signature, which `generate` and `Trainer` read."""
+        signature = inspect.signature(architecture.forward)
+
+        @functools.wraps(architecture.forward)
+        def forward(self: "SplitModel", *args: Any, **kwargs: Any) -> Any:
+            bound = signature.bind(self, *args, **kwargs)
+            named = {**bound.arguments, **bound.arguments.get("kwargs", {})}
+            return self.forward_across({k: v for k, v in named.items() if k not in ("self", "kwargs")})
+
+        return {"forward": forward}
+
+    @classmethod
+    def cut_for(cls, points: SplitPoints, num_layers: int) -> Cut:
+        """Return what a client holds."""
+        return Cut.client(points, num_layers)
+
+    def install(self, layers: nn.ModuleList) -> None:
+        """Take the hidden states behind the Bottom's last layer and bring the trunk's before the Top's first."""
+        layers[self.split_points.bottom_end - 1].register_forward_hook(self._take_bottom_output)
+        layers[self.split_points.trunk_end].register_forward_pre_hook(self._put_trunk_output, with_kwargs=True)
+
+    def new_cache(self) -> SplitCache:
+        """Return an empty cache whose trunk half is a session of its own."""
+        return SplitCache(self.config, self.cut.kept, self.trunk.open_session)
+
+    def forward_across(self, inputs: dict[str, Any]) -> Any:
+        """Run Bottom, trunk and Top; `inputs` are the arguments of the architecture's own forward by name.
+
+        Raises:
+            UnsupportedOptionError: the trunk's attentions or hidden states, or a cache that is not a split model's.
+            PartInputError: a sequence longer than the model's maximum, or a mask that is not [B, P + T].
+        """
+        self._refuse_trunk_internals(inputs)
+        cache = self._cache_of(inputs)
+        embedded = inputs.get("input_ids") if inputs.get("input_ids") is not None else inputs.get("inputs_embeds")
+        if embedded is None:
+            raise PartInputError("expected input_ids [batch, tokens] or inputs_embeds; got neither")
+        num_rows, num_tokens = embedded.shape[:2]
+        self._check_length(num_tokens + (cache.position if cache is not None else 0))
+        self._inputs, self._cache = inputs, cache
+        try:
+            output = self.call_whole(**inputs)
+        finally:
+            del self._inputs, self._cache
+            self._bottom_output_BTH = None
+        if cache is not None:
+            cache.advance(num_rows, num_tokens)
+        return output
+
+    def _cache_of(self, inputs: dict[str, Any]) -> SplitCache | None:
+        name = "past_key_values" if "past_key_values" in self.forward_parameters else "cache_params"
+        cache = inputs.get(name)
+        use_cache = inputs.get("use_cache")
+        if use_cache is None:
+            # As in transformers the configuration decides; a training step has no use for a cache on a server.
+            use_cache = bool(getattr(self.config, "use_cache", True)) and not self.training
+        if cache is None and use_cache:
+            cache = self.new_cache()
+        if cache is not None and not isinstance(cache, SplitCache):
+            raise UnsupportedOptionError(foreign_cache_message(cache))
+        inputs.update({name: cache, "use_cache": use_cache})
+        return cache
+
+    def _check_length(self, total_tokens: int) -> None:
+        limit = max_positions(self.config)
+        if limit is not None and total_tokens > limit:
+            raise PartInputError(
+                f"this model takes sequences of at most {limit} tokens; got {total_tokens}: "
+                "shorten the prompt or lower max_new_tokens"
+            )
+
+    def _take_bottom_output(self, layer: nn.Module, args: tuple[Any, ...], output: Any) -> None:
+        self._bottom_output_BTH = output[0] if isinstance(output, tuple) else output
+
+    def _put_trunk_output(self, layer: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+        assert self._bottom_output_BTH is not None
+        return replace_hidden(args, kwargs, self._across(self._bottom_output_BTH))
+
+    def _across(self, hidden_BTH: torch.Tensor) -> torch.Tensor:
+        past = self._cache.position if self._cache is not None else 0
+        mask = needed_mask(self._inputs.get("attention_mask"))
+        positions = needed_positions(self._inputs.get("position_ids"), past)
+        if self._cache is not None:
+            return self._cache.session.step(hidden_BTH, mask, positions)
+        return self.trunk.compute(hidden_BTH, mask, positions, training=self.training)
+
+    def _refuse_trunk_internals(self, inputs: dict[str, Any]) -> None:
+        for option in TRUNK_INTERNALS:
+            asked = inputs.get(option)
+            if getattr(self.config, option, False) if asked is None else asked:
+                raise UnsupportedOptionError(f"{option}=True needs the trunk's inside, which does not cross the wire")
+
+    def generate(self, *args: Any, **kwargs: Any) -> Any:
+        """Hugging Face's own `generate`; frees the trunk's session at the end unless the caller holds the cache.
+
+        Raises:
+            UnsupportedOptionError: before the first token, for what would need the trunk's inside.
+        """
+        self._generation_cache: SplitCache | None = None
+        try:
+            output = super().generate(*args, **kwargs)
+        except BaseException:
+            self._close_generation_cache()
+            raise
+        if isinstance(output, torch.Tensor):
+            self._close_generation_cache()
+        return output
+
+    def _close_generation_cache(self) -> None:
+        if self._generation_cache is not None:
+            self._generation_cache.close()
+            self._generation_cache = None
+
+    def _prepare_cache_for_generation(
+        self, generation_config: GenerationConfig, model_kwargs: dict[str, Any], *args: Any, **kwargs: Any
+    ) -> None:
+        # transformers calls this before the first forward, with the options of this generation settled.
+        self._refuse_trunk_internals({name: getattr(generation_config, name, None) for name in TRUNK_INTERNALS})
+        name = "past_key_values" if "past_key_values" in self.forward_parameters else "cache_params"
+        given = model_kwargs.get(name)
+        if given is not None and not isinstance(given, SplitCache):
+            raise UnsupportedOptionError(foreign_cache_message(given))
+        if generation_config.cache_implementation not in (None, "dynamic"):
+            raise UnsupportedOptionError(
+                f"cache_implementation={generation_config.cache_implementation!r} is not there for a split model: "
+                "the trunk keeps its half of the cache itself; leave it unset"
+            )
+        if given is None and generation_config.use_cache is not False:
+            self._generation_cache = model_kwargs[name] = self.new_cache()
+            if generation_config.is_assistant:
+                model_kwargs[name].activate_past_recording()
+
+
+def foreign_cache_message(cache: object) -> str:
+    """Say why a cache of transformers cannot be used."""
+    return (
+        f"past_key_values must come from this split model (its outputs, or model.new_cache()); got "
+        f"{type(cache).__name__}, which has no half on the trunk"
+    )
+
+
+def needed_mask(attention_mask: torch.Tensor | None) -> torch.Tensor | None:
+    """Return a mask [B, P + T] that says something, None for one without padding.
+
+    Raises:
+        PartInputError: the mask does not have two dimensions.
+    """
+    if attention_mask is None:
+        return None
+    if not isinstance(attention_mask, torch.Tensor) or attention_mask.dim() != 2:
+        raise PartInputError("a split model takes an attention_mask [batch, tokens] of zeros and ones only")
+    return None if bool(attention_mask.all()) else attention_mask
+
+
+def needed_positions(position_ids: torch.Tensor | None, past: int) -> torch.Tensor | None:
+    """Return positions [B, T] that differ from going on after `past` tokens, else None."""
+    if position_ids is None:
+        return None
+    going_on = torch.arange(past, past + position_ids.shape[-1], device=position_ids.device)
+    return None if bool((position_ids == going_on).all()) else position_ids

@@ -1,0 +1,200 @@
+"""What the client model needs from its middle; a Trunk in this process satisfies it as well as a remote one."""
+
+from abc import ABC, abstractmethod
+from dataclasses import dataclass
+from typing import Self
+
+import torch
+
+from splitlearn_core.cache.part_cache import PartCache
+from splitlearn_core.parts.trunk import Trunk
+from splitlearn_core.split.layers import max_positions
+from splitlearn_core.split.points import SplitPoints
+
+
+@dataclass(frozen=True, kw_only=True)
+class TrunkInfo:
+    """What a trunk says about itself before the first tensor."""
+
+    split_points: SplitPoints
+    """Cut points in the whole model."""
+    num_layers: int
+    """Number of decoder layers of the whole model."""
+    model_type: str
+    """Model type in transformers."""
+    hidden_size: int
+    """Width of the hidden states."""
+    dtype: torch.dtype
+    """Dtype of the hidden states that it takes and returns."""
+    fingerprint: str | None
+    """Fingerprint of its checkpoint; None when its weights came from memory."""
+    max_positions: int | None
+    """Longest sequence in tokens; None where the model has no bound."""
+
+
+class TrunkSession(ABC):
+    """The trunk's half of one KV cache. One user at a time."""
+
+    @property
+    @abstractmethod
+    def position(self) -> int:
+        """Number of tokens in the cache."""
+
+    @abstractmethod
+    def step(
+        self,
+        hidden_BTH: torch.Tensor,
+        attention_mask: torch.Tensor | None = None,
+        position_ids: torch.Tensor | None = None,
+    ) -> torch.Tensor:
+        """Append T tokens to the cache.
+
+        Args:
+            hidden_BTH: hidden states [B, T, H] in the trunk's dtype.
+            attention_mask: [B, P + T], 1 for tokens and 0 for padding; None without padding.
+            position_ids: [B, T]; None to go on from the cache.
+
+        Returns:
+            Hidden states [B, T, H] in the trunk's dtype.
+        """
+
+    @abstractmethod
+    def reorder(self, indices: torch.Tensor) -> None:
+        """Replace the rows of the cache by its rows `indices` [B'], integer."""
+
+    @abstractmethod
+    def crop(self, num_tokens: int) -> None:
+        """Take the last `num_tokens` tokens back."""
+
+    @abstractmethod
+    def start_recording(self) -> None:
+        """Keep from now on what a later `crop` may need."""
+
+    @abstractmethod
+    def close(self) -> None:
+        """Free the cache. May be called twice."""
+
+    def abandon(self) -> None:
+        """Free the cache without waiting for anything; called when the owner was garbage-collected."""
+        self.close()
+
+
+class TrunkPort(ABC):
+    """The middle of a split model, wherever it lives."""
+
+    @property
+    @abstractmethod
+    def info(self) -> TrunkInfo:
+        """What the trunk is."""
+
+    @abstractmethod
+    def compute(
+        self,
+        hidden_BTH: torch.Tensor,
+        attention_mask: torch.Tensor | None = None,
+        position_ids: torch.Tensor | None = None,
+        *,
+        training: bool = False,
+    ) -> torch.Tensor:
+        """Run the middle layers once without a cache; arguments and result as in `TrunkSession.step`."""
+
+    @abstractmethod
+    def open_session(self) -> TrunkSession:
+        """Open a KV cache on the trunk."""
+
+    @abstractmethod
+    def close(self) -> None:
+        """Let go of connections. May be called twice."""
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *exception: object) -> None:
+        self.close()
+
+
+class LocalTrunk(TrunkPort):
+    """A Trunk part in this process: the reference, the test double, and the baseline. Gradients flow through it."""
+
+    def __init__(self, trunk: Trunk) -> None:
+        self.trunk = trunk
+
+    @property
+    def info(self) -> TrunkInfo:
+        """What the trunk is."""
+        return trunk_info(self.trunk)
+
+    def compute(
+        self,
+        hidden_BTH: torch.Tensor,
+        attention_mask: torch.Tensor | None = None,
+        position_ids: torch.Tensor | None = None,
+        *,
+        training: bool = False,
+    ) -> torch.Tensor:
+        """Run the middle layers once without a cache."""
+        if self.trunk.training != training:
+            self.trunk.train(training)
+        hidden = self.trunk(hidden_BTH, attention_mask, position_ids)
+        assert isinstance(hidden, torch.Tensor)
+        return hidden
+
+    def open_session(self) -> "LocalTrunkSession":
+        """Open a KV cache in this process."""
+        return LocalTrunkSession(self.trunk)
+
+    def close(self) -> None:
+        """Do nothing: there is no connection."""
+
+
+class LocalTrunkSession(TrunkSession):
+    """The cache of a Trunk part in this process."""
+
+    def __init__(self, trunk: Trunk) -> None:
+        self._trunk = trunk
+        self._cache: PartCache = trunk.new_cache()
+
+    @property
+    def position(self) -> int:
+        """Number of tokens in the cache."""
+        return self._cache.position
+
+    def step(
+        self,
+        hidden_BTH: torch.Tensor,
+        attention_mask: torch.Tensor | None = None,
+        position_ids: torch.Tensor | None = None,
+    ) -> torch.Tensor:
+        """Append T tokens to the cache."""
+        hidden = self._trunk(hidden_BTH, attention_mask, position_ids, past_key_values=self._cache)
+        assert isinstance(hidden, torch.Tensor)
+        return hidden
+
+    def reorder(self, indices: torch.Tensor) -> None:
+        """Replace the rows of the cache by its rows `indices` [B']."""
+        self._cache.reorder_cache(indices)
+
+    def crop(self, num_tokens: int) -> None:
+        """Take the last `num_tokens` tokens back."""
+        self._cache.crop(-num_tokens)
+
+    def start_recording(self) -> None:
+        """Keep from now on what a later `crop` may need."""
+        self._cache.activate_past_recording()
+
+    def close(self) -> None:
+        """Free the cache."""
+        self._cache = self._trunk.new_cache()
+
+
+def trunk_info(trunk: Trunk) -> TrunkInfo:
+    """Describe a Trunk part."""
+    return TrunkInfo(
+        split_points=trunk.split_points,
+        num_layers=trunk.cut.num_layers,
+        model_type=trunk.config.model_type,
+        hidden_size=trunk.hidden_size,
+        dtype=trunk.dtype,
+        fingerprint=trunk.fingerprint,
+        max_positions=max_positions(trunk.config),
+    )
