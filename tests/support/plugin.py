@@ -1,0 +1,15 @@
+"""Fixtures for the tests of every package; loaded by the conftest at the root."""
+
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from tests.support.hub import Hub
+
+
+@pytest.fixture
+def fake_hub(tmp_path: Path) -> Iterator[Hub]:
+    """A running, empty stand-in hub, whose clients keep their cache below `tmp_path`."""
+    with Hub(tmp_path / "hf_home") as hub:
+        yield hub
