@@ -1,1 +1,48 @@
 """Exact splits of Hugging Face decoder models: everything that happens inside one process."""
+
+from splitlearn_core.errors import (
+    CheckpointError,
+    CoreError,
+    PartInputError,
+    SplitPointError,
+    TrunkMismatchError,
+    UnsupportedModelError,
+    UnsupportedOptionError,
+)
+from splitlearn_core.parts.bottom import Bottom
+from splitlearn_core.parts.client import SplitModel
+from splitlearn_core.parts.load import load_part, load_split_model
+from splitlearn_core.parts.load_client import load_client_model
+from splitlearn_core.parts.part import HiddenOutput, LogitsOutput
+from splitlearn_core.parts.port import LocalTrunk, TrunkInfo, TrunkPort, TrunkSession
+from splitlearn_core.parts.top import Top
+from splitlearn_core.parts.trunk import Trunk
+from splitlearn_core.split.points import SplitPoints, default_split_points
+from splitlearn_core.split.split_model import Parts, split_model
+
+__all__ = [
+    "Bottom",
+    "CheckpointError",
+    "CoreError",
+    "HiddenOutput",
+    "LocalTrunk",
+    "LogitsOutput",
+    "PartInputError",
+    "Parts",
+    "SplitModel",
+    "SplitPointError",
+    "SplitPoints",
+    "Top",
+    "Trunk",
+    "TrunkInfo",
+    "TrunkMismatchError",
+    "TrunkPort",
+    "TrunkSession",
+    "UnsupportedModelError",
+    "UnsupportedOptionError",
+    "default_split_points",
+    "load_client_model",
+    "load_part",
+    "load_split_model",
+    "split_model",
+]

@@ -1,12 +1,12 @@
 """What can go wrong inside one process.
 
-    CoreError
-    ├── SplitPointError         (ValueError)  cut points out of order or out of range
-    ├── UnsupportedModelError   (ValueError)  a model that cannot be cut exactly
-    ├── CheckpointError         (OSError)     weights that are missing, truncated or of no known format
-    ├── PartInputError          (ValueError)  a tensor that a part cannot take
-    ├── TrunkMismatchError      (ValueError)  this side and the trunk do not belong to one model
-    └── UnsupportedOptionError  (ValueError)  an option that would need what this side does not hold
+CoreError
+├── SplitPointError         (ValueError)  cut points out of order or out of range
+├── UnsupportedModelError   (ValueError)  a model that cannot be cut exactly
+├── CheckpointError         (OSError)     weights that are missing, truncated or of no known format
+├── PartInputError          (ValueError)  a tensor that a part cannot take
+├── TrunkMismatchError      (ValueError)  this side and the trunk do not belong to one model
+└── UnsupportedOptionError  (ValueError)  an option that would need what this side does not hold
 """
 
 

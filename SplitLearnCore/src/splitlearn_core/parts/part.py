@@ -34,7 +34,7 @@ class LogitsOutput(NamedTuple):
     """The cache to hand back with the next tokens."""
 
 
-class LayersDone(Exception):  # noqa: N818 - carries a value out of the last layer; it is no error
+class LayersDone(Exception):
     """Leaves a forward after the last layer that a part holds, with the hidden states."""
 
     def __init__(self, hidden_BTH: torch.Tensor) -> None:

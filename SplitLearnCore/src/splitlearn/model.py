@@ -1,0 +1,67 @@
+"""`SplitModelForCausalLM`: from a model's name and a trunk's address to a Hugging Face model."""
+
+from collections.abc import Sequence
+
+import torch
+from splitlearn_core import SplitModel, Trunk, TrunkPort, load_client_model
+
+
+class SplitModelForCausalLM:
+    """Loads the client's side of a split model, as `AutoModelForCausalLM` loads a whole one.
+
+    What it returns is an instance of the architecture's own class (`GPT2LMHeadModel`, …) and of `SplitModel`.
+    """
+
+    def __init__(self) -> None:
+        raise TypeError("use SplitModelForCausalLM.from_pretrained(model_id, trunk=...)")
+
+    @classmethod
+    def from_pretrained(
+        cls,
+        model_id: str = "builtin",
+        *,
+        trunk: str | Sequence[str] | TrunkPort | Trunk | None = None,
+        split_points: Sequence[int] | None = None,
+        device: torch.device | str | None = None,
+        dtype: torch.dtype | None = None,
+        attn_implementation: str | None = None,
+        revision: str | None = None,
+    ) -> SplitModel:
+        """Load Bottom and Top here and join them to a trunk.
+
+        Args:
+            model_id: `"builtin"`, a local directory in Hugging Face format, or a hub id.
+            trunk: the address `"host:port"` of a server, a list with one address, a `Trunk` part or a `TrunkPort`
+                in this process; None to load the trunk into this process.
+            split_points: `(a, b)`; None for the trunk's own.
+            device: where the weights go; None for the CPU.
+            dtype: dtype of the weights; None for float32 on the CPU and the checkpoint's own elsewhere.
+            attn_implementation: as in transformers; None for what the model prefers.
+            revision: branch, tag or commit on the hub.
+
+        Raises:
+            CheckpointError: no such checkpoint, or its weights are missing or truncated.
+            SplitPointError: cut points out of order or out of range.
+            TrunkMismatchError: the trunk is of another model, another checkpoint, or cut elsewhere.
+            UnsupportedModelError: the model cannot be cut exactly.
+            ServerUnavailableError: (of splitlearn_comm) nothing answers at the address.
+        """
+        return load_client_model(
+            model_id,
+            trunk if trunk is None or isinstance(trunk, (TrunkPort, Trunk)) else _connect(trunk),
+            split_points,
+            device=device,
+            dtype=dtype,
+            attn_implementation=attn_implementation,
+            revision=revision,
+        )
+
+
+def _connect(address: str | Sequence[str]) -> TrunkPort:
+    try:
+        from splitlearn.remote import RemoteTrunk
+    except ImportError as error:
+        raise ImportError(
+            "a trunk on a server needs SplitLearnComm: pip install splitlearn-core[client] splitlearn-comm[client]"
+        ) from error
+    return RemoteTrunk.connect(address)

@@ -1,0 +1,104 @@
+"""Where a checkpoint is: the built-in model, a local directory, the local hub cache, or the hub, in this order."""
+
+from dataclasses import dataclass
+from pathlib import Path
+
+from huggingface_hub import hf_hub_download
+from huggingface_hub.errors import EntryNotFoundError, HfHubHTTPError, HFValidationError, LocalEntryNotFoundError
+
+from splitlearn_core.builtin import BUILTIN_MODEL_ID, builtin_directory
+from splitlearn_core.errors import CheckpointError
+
+CONFIG_FILE = "config.json"
+
+
+@dataclass(frozen=True, kw_only=True)
+class Source:
+    """A directory that holds a checkpoint, or, for a hub repository, as much of it as was needed so far."""
+
+    model_id: str
+    """What the user typed."""
+    directory: Path
+    """Where its files lie; for a hub repository the snapshot of one commit in the local cache."""
+    commit: str | None = None
+    """Commit of the hub repository; None for a local directory."""
+
+    def find(self, filename: str) -> Path | None:
+        """Return the path of a file, downloading it when it is on the hub alone; None when there is none.
+
+        Raises:
+            CheckpointError: the hub did not answer.
+        """
+        path = self.directory / filename
+        if path.is_file() or self.commit is None:
+            return path if path.is_file() else None
+        try:
+            return fetch(self.model_id, filename, self.commit)
+        except EntryNotFoundError:
+            return None
+
+    def files_here(self) -> list[str]:
+        """Return the names of the files that lie here already."""
+        return sorted(path.name for path in self.directory.iterdir() if path.is_file())
+
+
+def locate(model_id: str, revision: str | None = None) -> Source:
+    """Find a checkpoint by the name that a user typed.
+
+    Args:
+        model_id: `"builtin"`, a local directory, or a hub id.
+        revision: branch, tag or commit on the hub; None for its default branch.
+
+    Raises:
+        CheckpointError: there is no such checkpoint, with where it was looked for.
+    """
+    if model_id == BUILTIN_MODEL_ID:
+        return Source(model_id=model_id, directory=builtin_directory())
+    if Path(model_id).expanduser().is_dir():
+        return _local(model_id)
+    try:
+        config = fetch(model_id, CONFIG_FILE, revision)
+    except EntryNotFoundError as error:
+        raise CheckpointError(f"the hub's {model_id} holds no {CONFIG_FILE}: it is not a transformers model") from error
+    return Source(model_id=model_id, directory=config.parent, commit=config.parent.name)
+
+
+def _local(model_id: str) -> Source:
+    directory = Path(model_id).expanduser().resolve()
+    if not (directory / CONFIG_FILE).is_file():
+        names = ", ".join(sorted(path.name for path in directory.iterdir())[:8]) or "nothing"
+        raise CheckpointError(f"the directory {model_id} holds no {CONFIG_FILE} but {names}: it is no checkpoint")
+    return Source(model_id=model_id, directory=directory)
+
+
+def fetch(model_id: str, filename: str, revision: str | None) -> Path:
+    """Return a file of a hub repository from the local cache, else from the hub.
+
+    Raises:
+        CheckpointError: no such repository, no access to it, or no answer from the hub.
+        EntryNotFoundError: the repository holds no such file.
+    """
+    try:
+        return Path(hf_hub_download(model_id, filename, revision=revision, local_files_only=True))
+    except (LocalEntryNotFoundError, HFValidationError):
+        pass
+    try:
+        return Path(hf_hub_download(model_id, filename, revision=revision))
+    except HFValidationError as error:
+        raise CheckpointError(f"{model_id!r} is neither a directory here nor a possible name on the hub") from error
+    except LocalEntryNotFoundError as error:
+        raise CheckpointError(
+            f"{filename} of {model_id!r} is neither a directory here nor in the local hub cache, and the hub cannot "
+            f"be reached: {_first_line(error)}"
+        ) from error
+    except EntryNotFoundError:
+        raise
+    except HfHubHTTPError as error:
+        raise CheckpointError(
+            f"no model {model_id!r}: it is not a directory here, not in the local hub cache, and the hub answered: "
+            f"{_first_line(error)}"
+        ) from error
+
+
+def _first_line(error: Exception) -> str:
+    return (str(error).strip() or type(error).__name__).splitlines()[0]
