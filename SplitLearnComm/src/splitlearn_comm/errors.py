@@ -10,6 +10,7 @@ CommError
 ├── ResourceExhaustedError                    the server has no room: sessions, memory
 ├── ServerUnavailableError (ConnectionError)  nothing listens there, or it went away
 ├── DeadlineExceededError (TimeoutError)      no answer in time
+├── AddressInUseError (OSError)               a server cannot listen where it was told to
 ├── UnsupportedOperationError                 the service cannot do this
 └── RemoteInternalError                       a fault of the server; its log has it under the request id
 
@@ -74,6 +75,10 @@ class DeadlineExceededError(CommError, TimeoutError):
     """The answer did not come in time."""
 
 
+class AddressInUseError(CommError, OSError):
+    """A server cannot listen on its address and port; raised in the server's own process."""
+
+
 class UnsupportedOperationError(CommError):
     """The service does not offer this operation or takes no such argument."""
 
@@ -93,6 +98,7 @@ CODES: dict[type[CommError], grpc.StatusCode] = {
     ResourceExhaustedError: grpc.StatusCode.RESOURCE_EXHAUSTED,
     MessageTooLargeError: grpc.StatusCode.RESOURCE_EXHAUSTED,
     ServerUnavailableError: grpc.StatusCode.UNAVAILABLE,
+    AddressInUseError: grpc.StatusCode.UNAVAILABLE,
     DeadlineExceededError: grpc.StatusCode.DEADLINE_EXCEEDED,
     UnsupportedOperationError: grpc.StatusCode.UNIMPLEMENTED,
     RemoteInternalError: grpc.StatusCode.INTERNAL,

@@ -1,0 +1,72 @@
+"""Stateless calls and their results, as bytes."""
+
+from __future__ import annotations
+
+from splitlearn_comm._proto.splitlearn.v1 import compute_pb2 as pb
+from splitlearn_comm.framing.fields import CODEC, attention_mask_of, encode_optional, parse, position_ids_of
+from splitlearn_comm.messages import ComputeCall, ComputeResult, KVEntries, KVEntry
+
+
+def encode_call(call: ComputeCall, expected_fingerprint: str | None = None) -> bytes:
+    """The bytes of a call. Raises `InvalidRequestError` for a tensor that cannot be sent."""
+    return pb.ComputeRequest(
+        tensor=CODEC.encode(call.tensor),
+        attention_mask=encode_optional(call.attention_mask),
+        position_ids=encode_optional(call.position_ids),
+        past_key_values=_encode_cache(call.past_key_values),
+        use_cache=call.use_cache,
+        expected_fingerprint=expected_fingerprint or "",
+    ).SerializeToString()
+
+
+def decode_call(data: bytes) -> tuple[ComputeCall, str]:
+    """The call in the bytes, and the fingerprint it expects (empty: none).
+
+    Raises:
+        InvalidRequestError: The bytes or a tensor in them are malformed.
+    """
+    message = parse(pb.ComputeRequest, data)
+    call = ComputeCall(
+        tensor=CODEC.decode(message.tensor),
+        attention_mask=attention_mask_of(message),
+        position_ids=position_ids_of(message),
+        past_key_values=_cache_of(message),
+        use_cache=message.use_cache,
+    )
+    return call, message.expected_fingerprint
+
+
+def encode_result(result: ComputeResult) -> bytes:
+    """The bytes of a result. Raises `InvalidRequestError` for a tensor that cannot be sent."""
+    return pb.ComputeResponse(
+        tensor=CODEC.encode(result.tensor), past_key_values=_encode_cache(result.past_key_values)
+    ).SerializeToString()
+
+
+def decode_result(data: bytes) -> ComputeResult:
+    """The result in the bytes. Raises `InvalidRequestError` if they are malformed."""
+    message = parse(pb.ComputeResponse, data)
+    return ComputeResult(CODEC.decode(message.tensor), _cache_of(message))
+
+
+def _encode_cache(cache: KVEntries | None) -> pb.KVCache | None:
+    if cache is None:
+        return None
+    return pb.KVCache(entries=[_encode_entry(entry) for entry in cache.entries], position=cache.position)
+
+
+def _encode_entry(entry: KVEntry) -> pb.KVCacheEntry:
+    tensors = [pb.NamedTensor(name=name, tensor=CODEC.encode(tensor)) for name, tensor in entry.tensors.items()]
+    return pb.KVCacheEntry(layer=entry.layer, kind=entry.kind, tensors=tensors)
+
+
+def _cache_of(message: pb.ComputeRequest | pb.ComputeResponse) -> KVEntries | None:
+    if not message.HasField("past_key_values"):
+        return None
+    cache = message.past_key_values
+    return KVEntries(tuple(_decode_entry(entry) for entry in cache.entries), cache.position)
+
+
+def _decode_entry(entry: pb.KVCacheEntry) -> KVEntry:
+    tensors = {named.name: CODEC.decode(named.tensor) for named in entry.tensors}
+    return KVEntry(entry.layer, entry.kind, tensors)

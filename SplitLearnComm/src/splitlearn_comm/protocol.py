@@ -1,0 +1,25 @@
+"""What client and server have to agree on besides the messages."""
+
+from __future__ import annotations
+
+from typing import Final
+
+from splitlearn_comm._proto.splitlearn.v1 import compute_pb2 as pb
+
+SERVICE: Final = pb.DESCRIPTOR.services_by_name["ComputeService"].full_name
+COMPUTE: Final = f"/{SERVICE}/Compute"
+SESSION: Final = f"/{SERVICE}/Session"
+HEALTH_CHECK: Final = f"/{SERVICE}/HealthCheck"
+GET_SERVICE_INFO: Final = f"/{SERVICE}/GetServiceInfo"
+
+KIND_METADATA: Final = "splitlearn-error"
+"""Trailing metadata of a failed unary call: the name of the exception class."""
+REQUEST_ID_METADATA: Final = "splitlearn-request-id"
+"""Trailing metadata of a failed unary call: its name in the server's log."""
+
+MAX_MESSAGE_BYTES: Final = 256 * 1024 * 1024
+"""Default limit of one message, on both sides: gpt2-xl's hidden states of 40 x 1024 tokens in float32."""
+KEEPALIVE_TIME_MS: Final = 20_000
+"""A client asks a silent connection for a sign of life this often ..."""
+KEEPALIVE_TIMEOUT_MS: Final = 10_000
+"""... and gives it up when none comes for so long: half a minute after a cable is cut."""

@@ -1,0 +1,78 @@
+"""Unary calls: compute, health, information."""
+
+from __future__ import annotations
+
+from collections.abc import Awaitable
+from dataclasses import replace
+from typing import Any, NoReturn
+
+import grpc.aio
+
+from splitlearn_comm.errors import CommError, MessageTooLargeError
+from splitlearn_comm.framing import calls, service
+from splitlearn_comm.host import SessionHost
+from splitlearn_comm.protocol import KIND_METADATA, REQUEST_ID_METADATA
+from splitlearn_comm.server.config import GRPCServerConfig
+from splitlearn_comm.server.faults import as_comm_error
+from splitlearn_comm.server.statistics import ServerStatistics
+from splitlearn_comm.validation import Validator
+
+Context = grpc.aio.ServicerContext[Any, Any]
+
+
+class CallService:
+    """Serves the unary calls of `ComputeService`."""
+
+    def __init__(
+        self, host: SessionHost, validator: Validator, config: GRPCServerConfig, statistics: ServerStatistics
+    ) -> None:
+        self._host = host
+        self._validator = validator
+        self._config = config
+        self._statistics = statistics
+        self.is_serving = False
+
+    async def compute(self, data: bytes, context: Context) -> bytes:
+        """The handler of Compute."""
+        reply = await self._answer("a compute call", self._compute(data), context)
+        self._statistics.computes += 1
+        self._statistics.bytes_received += len(data)
+        self._statistics.bytes_sent += len(reply)
+        return reply
+
+    async def get_service_info(self, _: bytes, context: Context) -> bytes:
+        """The handler of GetServiceInfo."""
+        return await self._answer("a question for information", self._info(), context)
+
+    async def health_check(self, _: bytes, context: Context) -> bytes:
+        """The handler of HealthCheck."""
+        return service.encode_health(self.is_serving)
+
+    async def _answer(self, doing: str, work: Awaitable[bytes], context: Context) -> bytes:
+        try:
+            return await work
+        except Exception as error:
+            self._statistics.refusals += 1
+            return await _abort(context, as_comm_error(error, doing))
+
+    async def _compute(self, data: bytes) -> bytes:
+        call, expected_fingerprint = calls.decode_call(data)
+        self._validator.check_fingerprint(expected_fingerprint)
+        self._validator.check_call(call)
+        reply = calls.encode_result(await self._host.compute(call))
+        if len(reply) > self._config.max_message_bytes:
+            raise MessageTooLargeError(
+                f"the answer has {len(reply)} bytes, and the server sends at most {self._config.max_message_bytes}; "
+                f"send a smaller batch, or raise max_message_bytes on both sides"
+            )
+        return reply
+
+    async def _info(self) -> bytes:
+        info = self._host.get_info()
+        return service.encode_info(replace(info, max_message_bytes=self._config.max_message_bytes))
+
+
+async def _abort(context: Context, error: CommError) -> NoReturn:
+    metadata = ((KIND_METADATA, type(error).__name__), (REQUEST_ID_METADATA, error.request_id or ""))
+    await context.abort(error.code, str(error), metadata)
+    raise AssertionError("abort returned")

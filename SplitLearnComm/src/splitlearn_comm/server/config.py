@@ -1,0 +1,46 @@
+"""Limits of a server."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, fields
+
+from splitlearn_comm.protocol import KEEPALIVE_TIME_MS, MAX_MESSAGE_BYTES
+
+
+@dataclass(frozen=True, kw_only=True)
+class GRPCServerConfig:
+    """Limits of a `GRPCComputeServer`. All are greater than zero."""
+
+    max_message_bytes: int = MAX_MESSAGE_BYTES
+    """Largest message taken or sent."""
+    max_sessions: int = 256
+    """Sessions open at once; each keeps its last reply in memory."""
+    idle_session_timeout_s: float = 600.0
+    """A session without a step for so long is closed."""
+    detached_session_timeout_s: float = 30.0
+    """A session whose connection broke is closed when its client does not come back for so long."""
+    drain_timeout_s: float = 10.0
+    """How long calls and steps that are running when the server stops may still take."""
+    refuse_nonfinite: bool = True
+    """Whether NaN and infinity are refused in floating inputs."""
+
+    def __post_init__(self) -> None:
+        for item in fields(self):
+            value = getattr(self, item.name)
+            if not isinstance(value, bool) and not value > 0:
+                raise ValueError(f"{item.name} must be greater than zero, came {value}")
+
+    def channel_options(self) -> list[tuple[str, int]]:
+        """The options of the gRPC server."""
+        return [
+            ("grpc.max_receive_message_length", self.max_message_bytes),
+            ("grpc.max_send_message_length", self.max_message_bytes),
+            # With it on, a second server on a port in use gets half of the sessions instead of an error.
+            ("grpc.so_reuseport", 0),
+            # Clients ping a silent connection; by default a server takes that for abuse and hangs up.
+            ("grpc.keepalive_permit_without_calls", 1),
+            ("grpc.http2.min_ping_interval_without_data_ms", KEEPALIVE_TIME_MS // 2),
+            # And the server itself notices a client whose machine is gone.
+            ("grpc.keepalive_time_ms", KEEPALIVE_TIME_MS),
+            ("grpc.keepalive_timeout_ms", KEEPALIVE_TIME_MS // 2),
+        ]

@@ -1,0 +1,142 @@
+"""The server people start."""
+
+from __future__ import annotations
+
+import contextlib
+import signal
+import threading
+from collections.abc import Iterator
+from types import FrameType, TracebackType
+from typing import Self
+
+from splitlearn_comm.function import ComputeFunction
+from splitlearn_comm.function_host import FunctionHost
+from splitlearn_comm.host import SessionHost
+from splitlearn_comm.server.aio import AioServer, joined
+from splitlearn_comm.server.config import GRPCServerConfig
+from splitlearn_comm.server.faults import logger
+from splitlearn_comm.server.loop import server_loop
+from splitlearn_comm.server.statistics import ServerStatistics
+
+
+class GRPCComputeServer:
+    """Serves a function or a session host over gRPC.
+
+    ::
+
+        GRPCComputeServer(Double(), port=50051).start()        # serves until SIGINT or SIGTERM
+
+        with GRPCComputeServer(Double(), port=0) as server:    # serves beside what follows
+            print(server.address)
+
+    Args:
+        service: What computes.
+        port: 0 for any that is free.
+        host: Name or address to listen on; the default takes connections from this machine only.
+        config: Limits.
+    """
+
+    def __init__(
+        self,
+        service: ComputeFunction | SessionHost,
+        *,
+        port: int = 50051,
+        host: str = "127.0.0.1",
+        config: GRPCServerConfig | None = None,
+    ) -> None:
+        self._host = service if isinstance(service, SessionHost) else FunctionHost(service)
+        self._interface = host
+        self._port = port
+        self._config = config or GRPCServerConfig()
+        self._running: AioServer | None = None
+        self._last_statistics = ServerStatistics()
+        self._stop_asked = threading.Event()
+
+    @property
+    def port(self) -> int:
+        """The port listened on, or to be listened on; after `start` never 0."""
+        return self._port
+
+    @property
+    def address(self) -> str:
+        """Where clients find the server: `host:port`."""
+        return joined(self._interface, self._port)
+
+    @property
+    def is_running(self) -> bool:
+        """Whether the server was started and not stopped."""
+        return self._running is not None
+
+    def statistics(self) -> ServerStatistics:
+        """What was counted up to now; after `stop`, up to then."""
+        running = self._running
+        return running.statistics() if running else self._last_statistics
+
+    def start(self, *, block: bool = True) -> None:
+        """Set up the service and take calls.
+
+        Args:
+            block: Serve until `stop` is called from another thread or, in the main thread, SIGINT or SIGTERM comes;
+                running calls are finished then. Otherwise return when calls are taken.
+
+        Raises:
+            AddressInUseError: The port is in use.
+            RuntimeError: The server is running already.
+        """
+        if self._running is not None:
+            raise RuntimeError(f"this server is running already, on {self.address}")
+        server = AioServer(self._host, self._interface, self._port, self._config)
+        self._port = server_loop().run(server.start())
+        self._running = server
+        self._stop_asked.clear()
+        logger.info("serving %r on %s", self._host.get_info().name, self.address)
+        if block:
+            self._serve_until_asked()
+
+    def stop(self, *, grace_s: float | None = None) -> None:
+        """Take no new calls, finish the running ones, close the sessions, tear the service down. May be called twice.
+
+        Args:
+            grace_s: How long running calls may still take; by default the configuration's `drain_timeout_s`.
+        """
+        server, self._running = self._running, None
+        self._stop_asked.set()
+        if server is None:
+            return
+        server_loop().run(server.stop(self._config.drain_timeout_s if grace_s is None else grace_s))
+        self._last_statistics = server.statistics()
+        logger.info("stopped serving on %s", self.address)
+
+    def __enter__(self) -> Self:
+        self.start(block=False)
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
+    ) -> None:
+        self.stop()
+
+    def _serve_until_asked(self) -> None:
+        try:
+            with _asking_on_signals(self._stop_asked):
+                self._stop_asked.wait()
+        finally:
+            self.stop()
+
+
+@contextlib.contextmanager
+def _asking_on_signals(asked: threading.Event) -> Iterator[None]:
+    """Set the event on SIGINT and SIGTERM, where this thread may handle signals; the old handlers come back after."""
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
+
+    def ask(number: int, frame: FrameType | None) -> None:
+        asked.set()
+
+    before = {number: signal.signal(number, ask) for number in (signal.SIGINT, signal.SIGTERM)}
+    try:
+        yield
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)

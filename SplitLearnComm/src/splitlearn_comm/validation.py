@@ -1,0 +1,119 @@
+"""All checks of the tensors that arrive at a server, in one place.
+
+(That a message's bytes, shape and dtype agree is checked by the codec, before memory is allocated.)
+
+B batch, T tokens of this message, P tokens already in the cache, H hidden size.
+"""
+
+from __future__ import annotations
+
+import math
+
+import torch
+
+from splitlearn_comm.errors import FingerprintMismatchError, InvalidRequestError, SequenceTooLongError
+from splitlearn_comm.messages import ComputeCall, Forward, ServiceInfo
+
+
+class Validator:
+    """Holds what arrives against what the service says about itself.
+
+    Args:
+        info: What is served. With a `hidden_size`, inputs are hidden states [B, T, H]; without, any tensor will do.
+        refuse_nonfinite: Whether NaN and infinity are refused in floating inputs.
+    """
+
+    def __init__(self, info: ServiceInfo, *, refuse_nonfinite: bool = True) -> None:
+        self._info = info
+        self._refuse_nonfinite = refuse_nonfinite
+
+    def check_call(self, call: ComputeCall) -> None:
+        """Raise `InvalidRequestError` or `SequenceTooLongError` for a stateless call that cannot be done."""
+        past = call.past_key_values.position if call.past_key_values else 0
+        self._check(call.tensor, past, call.attention_mask, call.position_ids)
+
+    def check_forward(self, action: Forward, position: int) -> None:
+        """Raise `InvalidRequestError` or `SequenceTooLongError` for a forward that cannot be done at `position`."""
+        if action.hidden.dim() < 2:
+            raise InvalidRequestError(
+                f"a session counts positions along dimension 1: expected a tensor [B, T, ...], "
+                f"came {_described(action.hidden)}; use compute() for tensors without a sequence"
+            )
+        self._check(action.hidden, position, action.attention_mask, action.position_ids)
+
+    def check_fingerprint(self, expected: str) -> None:
+        """Raise `FingerprintMismatchError` if a client states a fingerprint (not empty) that is not the service's."""
+        if expected and expected != self._info.fingerprint:
+            raise FingerprintMismatchError(
+                f"the two ends hold different models: the client's parts have fingerprint {expected}, "
+                f"{self._info.name!r} here has {self._info.fingerprint}; load both from the same checkpoint"
+            )
+
+    def _check(
+        self, tensor: torch.Tensor, past: int, mask: torch.Tensor | None, position_ids: torch.Tensor | None
+    ) -> None:
+        if self._info.hidden_size is not None:
+            self._check_hidden(tensor, self._info.hidden_size)
+        self._check_length(tensor, past)
+        if mask is not None:
+            _check_beside("attention_mask", mask, tensor, past + _num_tokens(tensor), "[B, past + T]")
+        if position_ids is not None:
+            _check_beside("position_ids", position_ids, tensor, _num_tokens(tensor), "[B, T]")
+        if self._refuse_nonfinite:
+            _check_finite(tensor)
+
+    def _check_hidden(self, hidden_BTH: torch.Tensor, hidden_size: int) -> None:
+        wanted = self._info.dtype or "floating point"
+        if not hidden_BTH.is_floating_point():
+            raise InvalidRequestError(
+                f"integers where hidden states belong: expected {wanted} [B, T, {hidden_size}], "
+                f"came {_described(hidden_BTH)}; send the hidden states the Bottom makes, not token ids"
+            )
+        if hidden_BTH.dim() != 3 or hidden_BTH.shape[2] != hidden_size or 0 in hidden_BTH.shape:
+            raise InvalidRequestError(
+                f"hidden states of the wrong shape: expected [B, T, {hidden_size}] with B and T at least 1, "
+                f"came {_described(hidden_BTH)}; check that both ends are parts of the same model"
+            )
+        if self._info.dtype is not None and hidden_BTH.dtype != self._info.dtype:
+            raise InvalidRequestError(
+                f"hidden states of the wrong dtype: expected {self._info.dtype}, came {hidden_BTH.dtype}; "
+                f"convert them with .to({self._info.dtype})"
+            )
+
+    def _check_length(self, tensor: torch.Tensor, past: int) -> None:
+        limit = self._info.max_positions
+        if limit is not None and past + _num_tokens(tensor) > limit:
+            raise SequenceTooLongError(
+                f"the sequence is too long: {past} tokens in the cache and {_num_tokens(tensor)} new ones make "
+                f"{past + _num_tokens(tensor)}, and {self._info.name!r} has {limit} positions; send a shorter one"
+            )
+
+
+def _check_beside(name: str, beside: torch.Tensor, tensor: torch.Tensor, width: int, meaning: str) -> None:
+    batch = tensor.shape[0] if tensor.dim() else 0
+    if beside.is_floating_point() or tuple(beside.shape) != (batch, width):
+        raise InvalidRequestError(
+            f"wrong {name}: expected integers or bools {meaning} = [{batch}, {width}], came {_described(beside)}"
+        )
+
+
+def _check_finite(tensor: torch.Tensor) -> None:
+    if not tensor.is_floating_point():
+        return
+    wide = tensor if tensor.itemsize > 1 else tensor.float()
+    # A sum is finite only if every element is: one cheap pass. It may overflow by itself, so look again if not.
+    if not math.isfinite(wide.sum().item()) and not wide.isfinite().all():
+        num_bad = int(wide.isfinite().logical_not().sum())
+        raise InvalidRequestError(
+            f"NaN or infinity among the inputs: expected finite numbers, came {num_bad} others of {tensor.numel()} "
+            f"in {_described(tensor)}; look for an overflow before this call (float16 ends at 65504), "
+            f"or serve with refuse_nonfinite=False"
+        )
+
+
+def _num_tokens(tensor: torch.Tensor) -> int:
+    return tensor.shape[1] if tensor.dim() > 1 else 0
+
+
+def _described(tensor: torch.Tensor) -> str:
+    return f"{tensor.dtype} {list(tensor.shape)}"
