@@ -24,7 +24,7 @@ class LengthLayer(CacheLayerMixin):
     supports_early_init = False
 
     def __init__(self, sliding_window: int | None = None) -> None:
-        super().__init__()
+        super().__init__()  # type: ignore[no-untyped-call]
         self.sliding_window = sliding_window
         self.is_sliding = sliding_window is not None
         self.cached_len = 0

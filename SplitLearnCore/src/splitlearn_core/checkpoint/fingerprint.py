@@ -14,21 +14,21 @@ from splitlearn_core.checkpoint.weights import WeightIndex
 SHA256 = re.compile(r"[0-9a-f]{64}")
 
 NOT_THE_MODEL = frozenset(
-    [
-        "_name_or_path",
+    {
+        "_attn_implementation",
         "_commit_hash",
+        "_name_or_path",
         "architectures",
-        "transformers_version",
-        "torch_dtype",
+        "attn_implementation",
         "dtype",
-        "use_cache",
-        "return_dict",
         "output_attentions",
         "output_hidden_states",
-        "attn_implementation",
-        "_attn_implementation",
+        "return_dict",
         "task_specific_params",
-    ]
+        "torch_dtype",
+        "transformers_version",
+        "use_cache",
+    }
 )
 """Configuration keys that do not change what the weights compute; dtype is compared on its own."""
 

@@ -1,0 +1,1 @@
+"""Bottom, Trunk, Top, and the client model."""

@@ -1,8 +1,7 @@
 """Making the class of a part: one of ours in front of an architecture's own."""
 
 import inspect
-from functools import cache
-from typing import TypeVar
+from typing import Any, TypeVar
 
 from transformers import MODEL_FOR_CAUSAL_LM_MAPPING, PreTrainedConfig, PreTrainedModel
 
@@ -25,25 +24,31 @@ def architecture_of(config: PreTrainedConfig) -> type[PreTrainedModel]:
         raise UnsupportedModelError(
             f"{config.model_type} cannot be cut: transformers has no causal language model of this type"
         )
-    classes: tuple[type[PreTrainedModel], ...] = found if isinstance(found, tuple) else (found,)
+    classes: list[type[PreTrainedModel]] = [c for c in (found if isinstance(found, tuple) else (found,)) if c]
     named = [c for c in classes if c.__name__ in (config.architectures or ())]
-    return (named or list(classes))[0]
+    return (named or classes)[0]
 
 
-@cache
+_made: dict[tuple[type, type], Any] = {}
+"""Classes made so far, one for each kind of piece and architecture."""
+
+
 def class_for(kind: type[CutModelT], architecture: type[PreTrainedModel]) -> type[CutModelT]:
     """Return the class of a cut model of an architecture; `copy.__class__ = class_for(...)` is allowed too.
 
     It keeps the architecture's name and module, which transformers looks at (loss types, experts, saving).
     """
-    namespace = {
-        "__module__": architecture.__module__,
-        "__doc__": architecture.__doc__,
-        "architecture": architecture,
-        "forward_parameters": frozenset(inspect.signature(architecture.forward).parameters) - {"self", "kwargs"},
-        **kind.class_attributes(architecture),
-    }
-    return type(architecture.__name__, (kind, architecture), namespace)
+    if (kind, architecture) not in _made:
+        namespace = {
+            "__module__": architecture.__module__,
+            "__doc__": architecture.__doc__,
+            "architecture": architecture,
+            "forward_parameters": frozenset(inspect.signature(architecture.forward).parameters) - {"self", "kwargs"},
+            **kind.class_attributes(architecture),
+        }
+        _made[kind, architecture] = type(architecture.__name__, (kind, architecture), namespace)
+    made: type[CutModelT] = _made[kind, architecture]
+    return made
 
 
 def loading_class_for(

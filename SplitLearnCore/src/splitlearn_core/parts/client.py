@@ -31,6 +31,8 @@ class SplitModel(CutModel, GenerationMixin):
 
     trunk: TrunkPort
     """The middle; set by whoever makes the model."""
+    _bottom_output_BTH: torch.Tensor | None = None
+    _generation_cache: SplitCache | None = None
 
     @classmethod
     def class_attributes(cls, architecture: type[PreTrainedModel]) -> dict[str, Any]:
@@ -132,9 +134,9 @@ class SplitModel(CutModel, GenerationMixin):
         Raises:
             UnsupportedOptionError: before the first token, for what would need the trunk's inside.
         """
-        self._generation_cache: SplitCache | None = None
+        self._generation_cache = None
         try:
-            output = super().generate(*args, **kwargs)
+            output: Any = super().generate(*args, **kwargs)  # type: ignore[misc]  # annotates self as a private class
         except BaseException:
             self._close_generation_cache()
             raise
@@ -147,7 +149,7 @@ class SplitModel(CutModel, GenerationMixin):
             self._generation_cache.close()
             self._generation_cache = None
 
-    def _prepare_cache_for_generation(
+    def _prepare_cache_for_generation(  # type: ignore[override]  # what follows differs between versions
         self, generation_config: GenerationConfig, model_kwargs: dict[str, Any], *args: Any, **kwargs: Any
     ) -> None:
         # transformers calls this before the first forward, with the options of this generation settled.

@@ -1,28 +1,27 @@
 """Loading a part of a checkpoint: only its own tensors, from only the files that hold them."""
 
-import logging
 from collections.abc import Sequence
+from pathlib import Path
 from typing import Any, Literal
 
 import torch
 from safetensors import SafetensorError
-from transformers import AutoConfig, PreTrainedConfig
+from transformers import AutoConfig, PreTrainedConfig, PreTrainedModel
 
 from splitlearn_core.checkpoint.fingerprint import fingerprint
 from splitlearn_core.checkpoint.source import Source, locate
 from splitlearn_core.checkpoint.view import part_view
-from splitlearn_core.checkpoint.weights import needed_tensors, read_weight_index
+from splitlearn_core.checkpoint.weights import WeightIndex, needed_tensors, read_weight_index
 from splitlearn_core.errors import CheckpointError, UnsupportedModelError
 from splitlearn_core.parts.bottom import Bottom
 from splitlearn_core.parts.classes import CutModelT, architecture_of, loading_class_for
 from splitlearn_core.parts.part import Part
 from splitlearn_core.parts.top import Top
 from splitlearn_core.parts.trunk import Trunk
+from splitlearn_core.split.cut import Cut
 from splitlearn_core.split.layers import num_decoder_layers
 from splitlearn_core.split.points import resolve_split_points
 from splitlearn_core.split.split_model import Parts
-
-logger = logging.getLogger(__name__)
 
 PartName = Literal["bottom", "trunk", "top"]
 PART_KINDS: dict[str, type[Part]] = {"bottom": Bottom, "trunk": Trunk, "top": Top}
@@ -78,7 +77,11 @@ def load_split_model(
     """Load all three parts of a checkpoint into this process; arguments and errors as in `load_part`."""
     source = locate(model_id, revision)
     options: dict[str, Any] = {"device": device, "dtype": dtype, "attn_implementation": attn_implementation}
-    return Parts(*(load_piece(kind, source, split_points, **options) for kind in (Bottom, Trunk, Top)))
+    return Parts(
+        load_piece(Bottom, source, split_points, **options),
+        load_piece(Trunk, source, split_points, **options),
+        load_piece(Top, source, split_points, **options),
+    )
 
 
 def load_piece(
@@ -96,32 +99,47 @@ def load_piece(
     num_layers = num_decoder_layers(config)
     points = resolve_split_points(split_points, num_layers)
     index = read_weight_index(source)
-    tensors = None
-    if index.file_of_tensor is not None:
-        with torch.device("meta"):
-            whole = architecture(config)
-        tensors = needed_tensors(index.file_of_tensor, whole, kind.cut_for(points, num_layers))
+    tensors = tensors_of(index, architecture, config, kind.cut_for(points, num_layers))
     device = torch.device(device or "cpu")
-    loading_class = loading_class_for(kind, architecture, points)
     with part_view(source, index, tensors) as directory:
-        try:
-            piece, report = loading_class.from_pretrained(
-                directory,
-                config=config,
-                dtype=dtype or (torch.float32 if device.type == "cpu" else "auto"),
-                attn_implementation=attn_implementation,
-                output_loading_info=True,
-            )
-        except SafetensorError as error:
-            raise CheckpointError(f"the weights of {source.model_id} cannot be read: {error}") from error
-    if report["missing_keys"]:
-        # transformers would fill them with random numbers and warn.
-        missing = ", ".join(sorted(report["missing_keys"])[:3])
-        raise CheckpointError(
-            f"{source.model_id} lacks {len(report['missing_keys'])} tensors of its {kind.__name__}: {missing} …"
+        piece = read_weights(
+            loading_class_for(kind, architecture, points),
+            directory,
+            config=config,
+            dtype=dtype or (torch.float32 if device.type == "cpu" else "auto"),
+            attn_implementation=attn_implementation,
         )
     piece.fingerprint = fingerprint(source, index)
-    piece.to(device)
+    torch.nn.Module.to(piece, device)
+    return piece
+
+
+def tensors_of(
+    index: WeightIndex, architecture: type[PreTrainedModel], config: PreTrainedConfig, cut: Cut
+) -> set[str] | None:
+    """Return the names of a piece's tensors in a sharded checkpoint; None for a single file."""
+    if index.file_of_tensor is None:
+        return None
+    with torch.device("meta"):
+        whole = architecture(config)
+    return needed_tensors(index.file_of_tensor, whole, cut)
+
+
+def read_weights(loading_class: type[CutModelT], directory: Path, **options: Any) -> CutModelT:
+    """Call `from_pretrained` and refuse what it would only warn of.
+
+    Raises:
+        CheckpointError: the weights cannot be read, or some are missing.
+    """
+    try:
+        loaded: Any = loading_class.from_pretrained(directory, output_loading_info=True, **options)
+    except SafetensorError as error:
+        raise CheckpointError(f"the weights cannot be read: {error}") from error
+    piece, report = loaded
+    if missing := sorted(report["missing_keys"]):
+        # transformers would fill them with random numbers.
+        raise CheckpointError(f"the checkpoint lacks {len(missing)} tensors of this part: {', '.join(missing[:3])}")
+    assert isinstance(piece, loading_class)
     return piece
 
 

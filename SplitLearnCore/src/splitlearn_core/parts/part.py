@@ -147,7 +147,8 @@ class Part(CutModel):
             self.check_hidden(hidden_BTH)
             # Never looked at: the layers that would are elsewhere. Its shape and dtype make masks and positions.
             inputs["inputs_embeds"] = hidden_BTH.new_zeros(*hidden_BTH.shape[:2], self.embedding_width)
-        num_rows, num_tokens = inputs.get("input_ids", hidden_BTH).shape[:2]
+        entering = inputs["input_ids"] if hidden_BTH is None else hidden_BTH
+        num_rows, num_tokens = entering.shape[:2]
         self._received_BTH = hidden_BTH
         try:
             output = self.call_whole(past_key_values=cache, use_cache=cache is not None, **inputs)

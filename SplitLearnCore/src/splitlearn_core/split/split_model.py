@@ -2,7 +2,7 @@
 
 import copy
 from collections.abc import Sequence
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 from transformers import PreTrainedModel
 
@@ -37,16 +37,18 @@ def split_model(model: PreTrainedModel, split_points: Sequence[int] | None = Non
     """
     if isinstance(model, CutModel) or not isinstance(model, PreTrainedModel):
         raise UnsupportedModelError(
-            f"expected a whole causal language model of transformers; got {type(model).__module__}.{type(model).__name__}"
+            f"expected a whole causal language model of transformers; got {type(model).__module__}."
+            f"{type(model).__name__}"
         )
     points = resolve_split_points(split_points, num_decoder_layers(model.config))
-    return Parts(*(cut_copy(kind, model, points) for kind in (Bottom, Trunk, Top)))
+    return Parts(cut_copy(Bottom, model, points), cut_copy(Trunk, model, points), cut_copy(Top, model, points))
 
 
 def cut_copy(kind: type[CutModelT], model: PreTrainedModel, points: SplitPoints) -> CutModelT:
     """Copy the modules of a model, but none of its tensors, and cut the copy."""
     shared = {id(tensor): tensor for tensor in (*model.parameters(), *model.buffers())}
-    piece = copy.deepcopy(model, shared)
+    piece: Any = copy.deepcopy(model, shared)
     piece.__class__ = class_for(kind, type(model))
     piece.become_cut(points, num_decoder_layers(model.config))
+    assert isinstance(piece, kind)
     return piece
