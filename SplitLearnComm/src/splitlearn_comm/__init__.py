@@ -1,6 +1,9 @@
 """Tensors and sessions over gRPC between two Python processes; knows no model."""
 
+from splitlearn_comm.client import AsyncClientSession, AsyncComputeClient, ClientSession, GRPCComputeClient
+from splitlearn_comm.codec import TensorCodec
 from splitlearn_comm.errors import (
+    AddressInUseError,
     CommError,
     DeadlineExceededError,
     FingerprintMismatchError,
@@ -28,9 +31,14 @@ from splitlearn_comm.messages import (
     ServiceInfo,
     StartRecording,
 )
+from splitlearn_comm.server import GRPCComputeServer, GRPCServerConfig, ServerStatistics
 
 __all__ = [
     "Action",
+    "AddressInUseError",
+    "AsyncClientSession",
+    "AsyncComputeClient",
+    "ClientSession",
     "CommError",
     "ComputeCall",
     "ComputeFunction",
@@ -39,6 +47,9 @@ __all__ = [
     "DeadlineExceededError",
     "FingerprintMismatchError",
     "Forward",
+    "GRPCComputeClient",
+    "GRPCComputeServer",
+    "GRPCServerConfig",
     "InvalidRequestError",
     "KVEntries",
     "KVEntry",
@@ -48,11 +59,13 @@ __all__ = [
     "Reorder",
     "ResourceExhaustedError",
     "SequenceTooLongError",
+    "ServerStatistics",
     "ServerUnavailableError",
     "ServiceInfo",
     "SessionHost",
     "SessionNotFoundError",
     "StartRecording",
     "StepOrderError",
+    "TensorCodec",
     "UnsupportedOperationError",
 ]

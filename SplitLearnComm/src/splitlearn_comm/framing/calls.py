@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import torch
+
 from splitlearn_comm._proto.splitlearn.v1 import compute_pb2 as pb
+from splitlearn_comm.errors import UnsupportedOperationError
 from splitlearn_comm.framing.fields import CODEC, attention_mask_of, encode_optional, parse, position_ids_of
 from splitlearn_comm.messages import ComputeCall, ComputeResult, KVEntries, KVEntry
 
@@ -47,6 +50,15 @@ def decode_result(data: bytes) -> ComputeResult:
     """The result in the bytes. Raises `InvalidRequestError` if they are malformed."""
     message = parse(pb.ComputeResponse, data)
     return ComputeResult(CODEC.decode(message.tensor), _cache_of(message))
+
+
+def unpacked(result: ComputeResult, use_cache: bool) -> torch.Tensor | tuple[torch.Tensor, KVEntries]:
+    """What `compute` of a client returns for a result."""
+    if not use_cache:
+        return result.tensor
+    if result.past_key_values is None:
+        raise UnsupportedOperationError("the server sent no cache although use_cache was asked for")
+    return result.tensor, result.past_key_values
 
 
 def _encode_cache(cache: KVEntries | None) -> pb.KVCache | None:

@@ -1,0 +1,17 @@
+"""The clients, synchronous and asyncio: two thin shells around the same cursor, retries and messages."""
+
+from splitlearn_comm.client.aio_client import AsyncComputeClient
+from splitlearn_comm.client.aio_session import AsyncClientSession
+from splitlearn_comm.client.client import GRPCComputeClient
+from splitlearn_comm.client.retry import ExponentialBackoff, FixedDelay, RetryStrategy
+from splitlearn_comm.client.session import ClientSession
+
+__all__ = [
+    "AsyncClientSession",
+    "AsyncComputeClient",
+    "ClientSession",
+    "ExponentialBackoff",
+    "FixedDelay",
+    "GRPCComputeClient",
+    "RetryStrategy",
+]

@@ -1,0 +1,53 @@
+"""One asyncio stream: a message out, its answer in."""
+
+from __future__ import annotations
+
+import asyncio
+from typing import Any
+
+import grpc
+import grpc.aio
+
+from splitlearn_comm.client.deadline import Deadline
+from splitlearn_comm.client.failures import gone, translate
+
+_END = grpc.aio.EOF  # type: ignore[attr-defined]
+
+
+class AsyncStream:
+    """A Session call of an asyncio channel.
+
+    Args:
+        call: The call, taking and giving bytes.
+        address: Where it goes, for messages.
+    """
+
+    def __init__(self, call: Any, address: str) -> None:
+        self._call = call
+        self._address = address
+
+    async def exchange(self, message: bytes, deadline: Deadline) -> bytes:
+        """Send a message and wait for its answer.
+
+        Raises:
+            DeadlineExceededError: It did not come in time; the stream is of no more use.
+            ServerUnavailableError: The stream broke.
+            CommError: The stream ended for another reason.
+        """
+        try:
+            async with asyncio.timeout(deadline.remaining_s()):
+                await self._call.write(message)
+                answer = await self._call.read()
+        except TimeoutError as error:
+            raise deadline.exceeded() from error
+        except grpc.RpcError as error:
+            raise translate(error, self._address, deadline.timeout_s) from error
+        except asyncio.InvalidStateError as error:
+            raise gone(self._address, str(error)) from error
+        if answer is _END:
+            raise gone(self._address, "it ended the stream")
+        return answer  # type: ignore[no-any-return]
+
+    def close(self) -> None:
+        """End the stream, whatever it is doing."""
+        self._call.cancel()

@@ -1,0 +1,169 @@
+"""The synchronous client."""
+
+from __future__ import annotations
+
+from types import TracebackType
+from typing import Any, Literal, Self, overload
+
+import grpc
+import torch
+
+from splitlearn_comm import protocol
+from splitlearn_comm.client.cursor import SessionCursor
+from splitlearn_comm.client.deadline import Deadline
+from splitlearn_comm.client.failures import translate
+from splitlearn_comm.client.retry import RetryStrategy
+from splitlearn_comm.client.session import ClientSession
+from splitlearn_comm.client.settings import ClientSettings, check_size
+from splitlearn_comm.client.stream import SyncStream
+from splitlearn_comm.client.watch import DeadlineWatch
+from splitlearn_comm.framing import calls, service
+from splitlearn_comm.messages import ComputeCall, KVEntries, ServiceInfo
+
+
+class GRPCComputeClient:
+    """Calls a server's function, and opens sessions on it. Connects at the first call. May be used by several threads.
+
+    Args:
+        address: `host:port` of the server.
+        timeout_s: How long one call or step may take, retries included.
+        connect_timeout_s: How long opening a session, or asking for health or information, may take.
+        retry: When to try again if the server cannot be reached; by default four attempts within a second.
+        max_message_bytes: Largest message sent or taken.
+    """
+
+    def __init__(
+        self,
+        address: str,
+        *,
+        timeout_s: float = ClientSettings.timeout_s,
+        connect_timeout_s: float = ClientSettings.connect_timeout_s,
+        retry: RetryStrategy | None = None,
+        max_message_bytes: int = ClientSettings.max_message_bytes,
+    ) -> None:
+        self._settings = ClientSettings.of(address, timeout_s, connect_timeout_s, retry, max_message_bytes)
+        self._channel = grpc.insecure_channel(address, self._settings.channel_options())
+        self._compute = self._channel.unary_unary(protocol.COMPUTE, None, None)
+        self._get_info = self._channel.unary_unary(protocol.GET_SERVICE_INFO, None, None)
+        self._health = self._channel.unary_unary(protocol.HEALTH_CHECK, None, None)
+        self._session = self._channel.stream_stream(protocol.SESSION, None, None)
+        self._watch = DeadlineWatch()
+        self._info: ServiceInfo | None = None
+
+    def __repr__(self) -> str:
+        return f"<{type(self).__name__} of {self.address}>"
+
+    @property
+    def address(self) -> str:
+        """Where the server is."""
+        return self._settings.address
+
+    @overload
+    def compute(
+        self,
+        tensor: torch.Tensor,
+        *,
+        attention_mask: torch.Tensor | None = None,
+        position_ids: torch.Tensor | None = None,
+        past_key_values: KVEntries | None = None,
+        use_cache: Literal[False] = False,
+        expected_fingerprint: str | None = None,
+        timeout_s: float | None = None,
+    ) -> torch.Tensor: ...
+
+    @overload
+    def compute(
+        self,
+        tensor: torch.Tensor,
+        *,
+        attention_mask: torch.Tensor | None = None,
+        position_ids: torch.Tensor | None = None,
+        past_key_values: KVEntries | None = None,
+        use_cache: Literal[True],
+        expected_fingerprint: str | None = None,
+        timeout_s: float | None = None,
+    ) -> tuple[torch.Tensor, KVEntries]: ...
+
+    def compute(
+        self,
+        tensor: torch.Tensor,
+        *,
+        attention_mask: torch.Tensor | None = None,
+        position_ids: torch.Tensor | None = None,
+        past_key_values: KVEntries | None = None,
+        use_cache: bool = False,
+        expected_fingerprint: str | None = None,
+        timeout_s: float | None = None,
+    ) -> torch.Tensor | tuple[torch.Tensor, KVEntries]:
+        """Call the server's function; nothing stays on the server.
+
+        Args:
+            tensor: The input, on any device; for a model part hidden states [B, T, H] of the server's dtype.
+            attention_mask: [B, past + T], bool or integer; None for no padding.
+            position_ids: [B, T], integer; None to go on from the cache.
+            past_key_values: The cache an earlier call gave; None at first.
+            use_cache: Whether to return the cache too.
+            expected_fingerprint: What the server's must be; None not to compare.
+            timeout_s: How long it may take, retries included; by default the client's.
+
+        Returns:
+            The output on the CPU; with `use_cache` the pair of output and cache.
+
+        Raises:
+            CommError: One of its kinds; see `splitlearn_comm.errors`.
+        """
+        call = ComputeCall(tensor, attention_mask, position_ids, past_key_values, use_cache)
+        message = check_size(calls.encode_call(call, expected_fingerprint), self._settings.limit_bytes(self._info))
+        deadline = Deadline.after(timeout_s or self._settings.timeout_s)
+        return calls.unpacked(calls.decode_result(self._call(self._compute, message, deadline)), use_cache)
+
+    def session(self, expected_fingerprint: str | None = None) -> ClientSession:
+        """Open a session: state on the server, moved on step by step. Close it, or use it with `with`.
+
+        Args:
+            expected_fingerprint: What the server's must be; None not to compare.
+
+        Raises:
+            FingerprintMismatchError: The server's is another.
+            ServerUnavailableError: The server cannot be reached.
+            ResourceExhaustedError: The server has no room for another session.
+        """
+        cursor = SessionCursor(self._settings, expected_fingerprint)
+        return ClientSession(self._open_stream, self._settings, cursor)
+
+    def get_info(self) -> ServiceInfo:
+        """What is served; asked once."""
+        if self._info is None:
+            deadline = Deadline.after(self._settings.connect_timeout_s)
+            self._info = service.decode_info(self._call(self._get_info, b"", deadline))
+        return self._info
+
+    def health(self) -> bool:
+        """Whether the server takes calls now. Raises `ServerUnavailableError` if there is none, without retrying."""
+        return service.decode_health(self._try(self._health, b"", Deadline.after(self._settings.connect_timeout_s)))
+
+    def close(self) -> None:
+        """End all sessions and the connection. May be called twice."""
+        self._channel.close()
+        self._watch.close()
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
+    ) -> None:
+        self.close()
+
+    def _call(self, method: grpc.UnaryUnaryMultiCallable[Any, Any], message: bytes, deadline: Deadline) -> bytes:
+        return self._settings.retry.execute(lambda: self._try(method, message, deadline), deadline)
+
+    def _try(self, method: grpc.UnaryUnaryMultiCallable[Any, Any], message: bytes, deadline: Deadline) -> bytes:
+        try:
+            reply: bytes = method(message, timeout=deadline.remaining_s())
+        except grpc.RpcError as error:
+            raise translate(error, self.address, deadline.timeout_s) from error
+        return reply
+
+    def _open_stream(self) -> SyncStream:
+        return SyncStream(self._session, self.address, self._watch)

@@ -1,0 +1,102 @@
+"""The client's side of a session: which step comes next, at which position, and what to say when things break.
+
+Pure: makes messages and reads answers; the shells around it do the sending.
+"""
+
+from __future__ import annotations
+
+import uuid
+
+import torch
+
+from splitlearn_comm.client.deadline import Deadline
+from splitlearn_comm.client.settings import ClientSettings, check_size
+from splitlearn_comm.errors import CommError, InvalidRequestError, ServerUnavailableError, SessionNotFoundError
+from splitlearn_comm.framing import steps
+from splitlearn_comm.messages import Action, Crop, Forward
+
+
+class SessionCursor:
+    """Where a session stands, as its client knows.
+
+    Args:
+        settings: The client's.
+        expected_fingerprint: What the server's must be; None not to compare.
+    """
+
+    def __init__(self, settings: ClientSettings, expected_fingerprint: str | None) -> None:
+        self.session_id = uuid.uuid4().hex
+        self.position = 0
+        self.step_id = 0
+        self._settings = settings
+        self._limit_bytes = settings.max_message_bytes
+        self._expected_fingerprint = expected_fingerprint
+        self._was_opened = False
+        self._action: Action | None = None
+        self._over: CommError | None = None
+
+    def __repr__(self) -> str:
+        state = "over" if self._over else "open" if self._was_opened else "new"
+        return f"<session {self.session_id} at {self._settings.address}: step {self.step_id}, {self.position}, {state}>"
+
+    @property
+    def is_over(self) -> bool:
+        """Whether no step can be done any more."""
+        return self._over is not None
+
+    def open_message(self) -> bytes:
+        """The message that opens the session, or goes on with it on a new stream."""
+        return steps.encode_open(self.session_id, self.position, self._expected_fingerprint, self._was_opened)
+
+    def take_opened(self, data: bytes) -> None:
+        """Read the answer to that; raises what the server refused it with."""
+        answer = steps.decode_answer(data)
+        if answer.error is not None:
+            raise answer.error
+        self._was_opened = True
+        self._limit_bytes = min(self._settings.max_message_bytes, answer.max_message_bytes or self._limit_bytes)
+
+    def step_message(self, action: Action) -> bytes:
+        """The message of the next step.
+
+        Raises:
+            MessageTooLargeError: It is over the limit of either side.
+            InvalidRequestError: It can be seen from here that it makes no sense.
+            CommError: The session is over.
+        """
+        if self._over is not None:
+            raise type(self._over)(f"session {self.session_id} is over: {self._over}")
+        if isinstance(action, Crop) and action.num_tokens <= 0:
+            raise InvalidRequestError(
+                f"crop removes tokens from the end: expected at least 1, came {action.num_tokens}"
+            )
+        self._action = action
+        return check_size(steps.encode_step(self.step_id + 1, self.position, action), self._limit_bytes)
+
+    def take_answer(self, data: bytes) -> torch.Tensor | None:
+        """Read the answer to a step; raises what the server refused it with, and then nothing has changed."""
+        answer = steps.decode_answer(data)
+        if answer.error is not None:
+            raise answer.error
+        self.step_id, self.position = answer.step_id, answer.position
+        if isinstance(self._action, Forward) and answer.tensor is None:
+            raise InvalidRequestError("the server answered a forward without a tensor")
+        return answer.tensor
+
+    def delay_after(self, error: ServerUnavailableError, attempt: int, deadline: Deadline) -> float:
+        """Seconds to wait before the session is tried again; raises when there is no hope left."""
+        try:
+            return self._settings.retry.delay_after(error, attempt, deadline)
+        except ServerUnavailableError:
+            if not self._was_opened:
+                raise
+            raise ServerUnavailableError(
+                f"the server at {self._settings.address} was lost in the middle of session {self.session_id}, at "
+                f"position {self.position}, and did not come back in {attempt} attempts: {error}; "
+                f"open a new session and send the whole sequence again"
+            ) from error
+
+    def end(self, reason: CommError | None = None) -> None:
+        """Note that the session can do nothing more; the first reason is the one that counts."""
+        closed = SessionNotFoundError("it was closed here; open another")
+        self._over = self._over or reason or closed

@@ -1,0 +1,63 @@
+"""What gRPC raises at a client, turned into this package's errors; the one edge where that happens."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import grpc
+
+from splitlearn_comm.errors import (
+    CommError,
+    DeadlineExceededError,
+    MessageTooLargeError,
+    ServerUnavailableError,
+    UnsupportedOperationError,
+    error_class,
+)
+from splitlearn_comm.protocol import KIND_METADATA, REQUEST_ID_METADATA, SERVICE
+
+
+def translate(error: grpc.RpcError, address: str, timeout_s: float) -> CommError:
+    """The error to raise for a failed call.
+
+    Args:
+        error: What gRPC raised, from a synchronous or an asyncio call.
+        address: Where the call went.
+        timeout_s: How long it might have taken.
+    """
+    # Both kinds of call raise something that has these three; the stubs know only one.
+    failure: Any = error
+    code, details = failure.code(), failure.details() or ""
+    metadata: dict[str, str | bytes] = dict(failure.trailing_metadata() or ())
+    kind, request_id = str(metadata.get(KIND_METADATA, "")), str(metadata.get(REQUEST_ID_METADATA, ""))
+    if kind:
+        return error_class(code, kind)(details, request_id=request_id or None)
+    return _without_kind(code, details, address, timeout_s)
+
+
+def gone(address: str, details: str) -> ServerUnavailableError:
+    """The error for a server that cannot be reached."""
+    if "refused" in details or "failed to connect" in details.lower():
+        return ServerUnavailableError(
+            f"nothing listens at {address}: {details}; is the server started, and is this it?"
+        )
+    return ServerUnavailableError(f"the server at {address} cannot be reached or went away: {details}")
+
+
+def _without_kind(code: grpc.StatusCode, details: str, address: str, timeout_s: float) -> CommError:
+    """The error for a failure of gRPC's own, or of a server that is none of ours."""
+    match code:
+        case grpc.StatusCode.UNAVAILABLE | grpc.StatusCode.CANCELLED:
+            return gone(address, details)
+        case grpc.StatusCode.DEADLINE_EXCEEDED:
+            return DeadlineExceededError(
+                f"no answer from {address} within {timeout_s:g} s; give more time with timeout_s ({details})"
+            )
+        case grpc.StatusCode.RESOURCE_EXHAUSTED if "larger than max" in details:
+            return MessageTooLargeError(
+                f"{details}; send less at once, or raise max_message_bytes at the client and at the server"
+            )
+        case grpc.StatusCode.UNIMPLEMENTED:
+            return UnsupportedOperationError(f"what listens at {address} does not serve {SERVICE}: {details}")
+        case _:
+            return error_class(code)(f"{code.name} from {address}: {details}")

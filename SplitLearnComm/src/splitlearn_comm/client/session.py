@@ -1,0 +1,151 @@
+"""A session, as a synchronous client sees it."""
+
+from __future__ import annotations
+
+import contextlib
+import threading
+import time
+from collections.abc import Callable, Sequence
+from types import TracebackType
+from typing import Self
+
+import torch
+
+from splitlearn_comm.client.cursor import SessionCursor
+from splitlearn_comm.client.deadline import Deadline
+from splitlearn_comm.client.settings import ClientSettings
+from splitlearn_comm.client.stream import SyncStream
+from splitlearn_comm.errors import CommError, ServerUnavailableError
+from splitlearn_comm.framing import steps
+from splitlearn_comm.messages import Action, Crop, Forward, Reorder, StartRecording
+
+CLOSE_TIMEOUT_S = 5.0
+"""How long the server may take to free a session; after that it does so by itself."""
+
+
+class ClientSession:
+    """State on the server, moved on step by step. Made by `GRPCComputeClient.session`; for one thread at a time.
+
+    When the connection breaks it is made again and the last step repeated; the server does no step twice.
+    A step that is refused changes nothing, and the session goes on.
+    """
+
+    def __init__(self, connect: Callable[[], SyncStream], settings: ClientSettings, cursor: SessionCursor) -> None:
+        self._connect = connect
+        self._settings = settings
+        self._cursor = cursor
+        self._stream: SyncStream | None = None
+        self._in_use = threading.Lock()
+        self._exchange(None, Deadline.after(settings.connect_timeout_s))
+
+    def __repr__(self) -> str:
+        return repr(self._cursor)
+
+    @property
+    def session_id(self) -> str:
+        """The session's name on the server."""
+        return self._cursor.session_id
+
+    @property
+    def position(self) -> int:
+        """Tokens in the session's cache."""
+        return self._cursor.position
+
+    def step(
+        self,
+        hidden: torch.Tensor,
+        attention_mask: torch.Tensor | None = None,
+        position_ids: torch.Tensor | None = None,
+        *,
+        timeout_s: float | None = None,
+    ) -> torch.Tensor:
+        """Run hidden states through the server's layers and append them to the cache.
+
+        Args:
+            hidden: [B, T, H], of the server's dtype, on any device.
+            attention_mask: [B, past + T], bool or integer; None for no padding.
+            position_ids: [B, T], integer; None to go on from the cache.
+            timeout_s: How long it may take; by default the client's.
+
+        Returns:
+            [B, T, H] on the CPU.
+
+        Raises:
+            CommError: One of its kinds; see `splitlearn_comm.errors`.
+        """
+        output = self._run(Forward(hidden, attention_mask, position_ids), timeout_s)
+        assert output is not None, "the cursor checks that a forward is answered by a tensor"
+        return output
+
+    def reorder(self, indices: Sequence[int] | torch.Tensor, *, timeout_s: float | None = None) -> None:
+        """Make row i of the cache what row indices[i] was; the batch size becomes len(indices)."""
+        self._run(Reorder(tuple(int(index) for index in indices)), timeout_s)
+
+    def crop(self, num_tokens: int, *, timeout_s: float | None = None) -> None:
+        """Forget the newest `num_tokens` tokens."""
+        self._run(Crop(num_tokens), timeout_s)
+
+    def start_recording(self, *, timeout_s: float | None = None) -> None:
+        """Keep from here on what is needed to crop layers whose cache forgets by itself."""
+        self._run(StartRecording(), timeout_s)
+
+    def close(self) -> None:
+        """End the session. May be called twice, and when the server is gone."""
+        stream, self._stream = self._stream, None
+        is_polite = stream is not None and not self._cursor.is_over
+        self._cursor.end()
+        if stream is None:
+            return
+        if is_polite:
+            with contextlib.suppress(CommError):
+                stream.exchange(steps.encode_close(), Deadline.after(CLOSE_TIMEOUT_S))
+        stream.close()
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
+    ) -> None:
+        self.close()
+
+    def _run(self, action: Action, timeout_s: float | None) -> torch.Tensor | None:
+        if not self._in_use.acquire(blocking=False):
+            raise RuntimeError("two threads use one session at the same time; open one for each")
+        try:
+            message = self._cursor.step_message(action)
+            answer = self._exchange(message, Deadline.after(timeout_s or self._settings.timeout_s))
+            return self._cursor.take_answer(answer)
+        finally:
+            self._in_use.release()
+
+    def _exchange(self, message: bytes | None, deadline: Deadline) -> bytes:
+        """Send a message (None: only open) and return its answer, over as many connections as it takes."""
+        try:
+            return self._exchange_stubbornly(message, deadline)
+        except BaseException as error:
+            # What the server has done is unknown now; another step could be answered with this one's result.
+            self._cursor.end(error if isinstance(error, CommError) else CommError("a step was interrupted"))
+            self._drop_stream()
+            raise
+
+    def _exchange_stubbornly(self, message: bytes | None, deadline: Deadline) -> bytes:
+        attempt = 1
+        while True:
+            try:
+                stream = self._stream or self._open_stream(deadline)
+                return stream.exchange(message, deadline) if message is not None else b""
+            except ServerUnavailableError as error:
+                self._drop_stream()
+                time.sleep(self._cursor.delay_after(error, attempt, deadline))
+            attempt += 1
+
+    def _open_stream(self, deadline: Deadline) -> SyncStream:
+        self._stream = stream = self._connect()
+        self._cursor.take_opened(stream.exchange(self._cursor.open_message(), deadline))
+        return stream
+
+    def _drop_stream(self) -> None:
+        stream, self._stream = self._stream, None
+        if stream is not None:
+            stream.close()
