@@ -1,5 +1,6 @@
 """Exact splits of Hugging Face decoder models: everything that happens inside one process."""
 
+from splitlearn_core.checkpoint.tokenizer import load_tokenizer
 from splitlearn_core.errors import (
     CheckpointError,
     CoreError,
@@ -19,6 +20,8 @@ from splitlearn_core.parts.top import Top
 from splitlearn_core.parts.trunk import Trunk
 from splitlearn_core.split.points import SplitPoints, default_split_points
 from splitlearn_core.split.split_model import Parts, split_model
+
+__version__ = "0.1.0"
 
 __all__ = [
     "Bottom",
@@ -44,5 +47,6 @@ __all__ = [
     "load_client_model",
     "load_part",
     "load_split_model",
+    "load_tokenizer",
     "split_model",
 ]

@@ -1,0 +1,45 @@
+"""Options that several commands share, each with its unit and default in the help text."""
+
+from typing import Annotated
+
+import torch
+import typer
+
+Model = Annotated[str, typer.Argument(help="Hub id, local directory, or 'builtin'.")]
+SplitAt = Annotated[
+    str | None,
+    typer.Option("--split-points", metavar="A,B", help="Bottom = layers [0,A), Trunk = [A,B), Top = the rest."),
+]
+DtypeName = Annotated[
+    str | None,
+    typer.Option("--dtype", help="float32, bfloat16 or float16. Default: float32 on the CPU, the checkpoint's on a GPU."),
+]
+Device = Annotated[str | None, typer.Option(help="cpu, cuda, cuda:1, … Default: the first GPU if there is one.")]
+
+DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
+
+
+def parse_split_points(text: str | None) -> tuple[int, int] | None:
+    """Turn `"2,6"` into `(2, 6)`.
+
+    Raises:
+        ValueError: not two integers.
+    """
+    if text is None:
+        return None
+    try:
+        first, second = (int(part) for part in text.split(","))
+    except ValueError:
+        raise ValueError(f"--split-points takes two integers such as 2,6; got {text!r}") from None
+    return first, second
+
+
+def parse_dtype(name: str | None) -> torch.dtype | None:
+    """Turn the name of a dtype into the dtype.
+
+    Raises:
+        ValueError: unknown name.
+    """
+    if name is not None and name not in DTYPES:
+        raise ValueError(f"--dtype takes {', '.join(DTYPES)}; got {name!r}")
+    return DTYPES[name] if name else None

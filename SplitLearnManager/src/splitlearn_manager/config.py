@@ -1,0 +1,34 @@
+"""What can be set on a server."""
+
+from dataclasses import dataclass
+
+
+@dataclass(frozen=True, kw_only=True)
+class ServerConfig:
+    """Settings of a `ManagedServer`, checked once.
+
+    Raises:
+        ValueError: a number that is not positive.
+        TypeError: an unknown key.
+    """
+
+    max_sessions: int = 64
+    """Sessions open at once; one more is refused with RESOURCE_EXHAUSTED."""
+    idle_session_timeout_s: float = 600.0
+    """A session without a step for so long is freed."""
+    detached_session_timeout_s: float = 30.0
+    """A session whose client's stream broke is freed after so long, so that the client may come back to it."""
+    max_message_bytes: int = 256 * 1024 * 1024
+    """Largest message taken or sent; 256 MiB hold 10,000 positions of width 4,096 in float32 and some more."""
+    drain_grace_s: float = 10.0
+    """How long steps in flight may go on after SIGINT or SIGTERM."""
+    refuse_nonfinite: bool = True
+    """Refuse hidden states that hold NaN or Inf."""
+
+    def __post_init__(self) -> None:
+        for name in ("max_sessions", "idle_session_timeout_s", "max_message_bytes"):
+            if getattr(self, name) <= 0:
+                raise ValueError(f"{name} must be positive; got {getattr(self, name)}")
+        for name in ("detached_session_timeout_s", "drain_grace_s"):
+            if getattr(self, name) < 0:
+                raise ValueError(f"{name} must not be negative; got {getattr(self, name)}")

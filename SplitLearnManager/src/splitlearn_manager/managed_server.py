@@ -1,0 +1,113 @@
+"""One trunk, served: from a model's name to a listening server."""
+
+import logging
+from collections.abc import Sequence
+from typing import Self
+
+import torch
+
+from splitlearn_comm import GRPCComputeServer
+from splitlearn_comm.server import CommServerConfig
+from splitlearn_core import Trunk, load_part
+from splitlearn_manager.config import ServerConfig
+from splitlearn_manager.device import choose_device
+from splitlearn_manager.runtime.hosted_trunk import HostedTrunk
+
+logger = logging.getLogger(__name__)
+
+
+class ManagedServer:
+    """Hosts the Trunk of one model for many clients.
+
+    Args:
+        model: a hub id, a local directory, or `"builtin"`; None for the built-in model.
+        port: TCP port; 0 picks a free one, see `address`.
+        host: address to listen at; the default is reachable from this machine alone.
+        split_points: `(a, b)`, the trunk being layers `[a, b)`; None for two layers at each end.
+        device: where the trunk runs; None for the first GPU, else the CPU.
+        dtype: dtype of weights and hidden states; None for float32 on the CPU, the checkpoint's own on a GPU.
+        attn_implementation: as in transformers; None for what the model prefers.
+        config: all other settings.
+
+    Raises:
+        CheckpointError, SplitPointError, UnsupportedModelError: (of splitlearn_core) when the model is loaded.
+        ValueError: no such device.
+    """
+
+    def __init__(
+        self,
+        model: str | None = None,
+        *,
+        port: int = 50051,
+        host: str = "127.0.0.1",
+        split_points: Sequence[int] | None = None,
+        device: torch.device | str | None = None,
+        dtype: torch.dtype | None = None,
+        attn_implementation: str | None = None,
+        config: ServerConfig = ServerConfig(),  # noqa: B008 - frozen
+    ) -> None:
+        self.model_id = model or "builtin"
+        chosen = choose_device(device)
+        trunk = load_part(
+            self.model_id,
+            "trunk",
+            split_points,
+            device=chosen,
+            dtype=dtype,
+            attn_implementation=attn_implementation,
+        )
+        assert isinstance(trunk, Trunk)
+        log_choices(self.model_id, trunk)
+        hosted = HostedTrunk(trunk, name=self.model_id, max_sessions=config.max_sessions)
+        self._server = GRPCComputeServer(hosted, port=port, host=host, config=comm_config(config))
+
+    @property
+    def address(self) -> str:
+        """Where the server listens, `"host:port"`; known once it was started."""
+        return self._server.address
+
+    def start(self, block: bool = True) -> None:
+        """Listen. Blocks until SIGINT or SIGTERM, then drains and returns; with `block=False` returns at once.
+
+        Raises:
+            OSError: the port is in use.
+        """
+        self._server.start(block=block)
+
+    def stop(self) -> None:
+        """Let steps in flight finish within the grace time, then stop. May be called twice."""
+        self._server.stop()
+
+    def __enter__(self) -> Self:
+        self.start(block=False)
+        return self
+
+    def __exit__(self, *exception: object) -> None:
+        self.stop()
+
+
+def log_choices(model_id: str, trunk: Trunk) -> None:
+    """Say what was chosen, so that nobody has to guess."""
+    a, b = trunk.split_points
+    logger.info(
+        "hosting layers [%d, %d) of %d of %s: device %s, dtype %s, attention %s, fingerprint %s",
+        a,
+        b,
+        trunk.cut.num_layers,
+        model_id,
+        trunk.device,
+        trunk.dtype,
+        trunk.config._attn_implementation,
+        (trunk.fingerprint or "none")[:12],
+    )
+
+
+def comm_config(config: ServerConfig) -> CommServerConfig:
+    """Pick what the wire needs to know."""
+    return CommServerConfig(
+        idle_session_timeout_s=config.idle_session_timeout_s,
+        detached_session_timeout_s=config.detached_session_timeout_s,
+        max_message_bytes=config.max_message_bytes,
+        drain_grace_s=config.drain_grace_s,
+        refuse_nonfinite=config.refuse_nonfinite,
+    )

@@ -1,0 +1,1 @@
+"""A trunk on its own worker thread, and the sessions on it."""

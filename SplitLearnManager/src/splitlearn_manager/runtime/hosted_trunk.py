@@ -1,0 +1,171 @@
+"""A trunk as a session host: many sessions, one model thread.
+
+Tensor shapes: B rows, T new tokens, P cached tokens, H hidden size.
+"""
+
+import logging
+from functools import partial
+
+import torch
+
+import splitlearn_core
+from splitlearn_comm import (
+    Action,
+    ComputeCall,
+    ComputeResult,
+    Crop,
+    Forward,
+    KVEntries,
+    KVEntry,
+    Reorder,
+    ServiceInfo,
+    SessionHost,
+    StartRecording,
+)
+from splitlearn_comm.errors import (
+    InvalidRequestError,
+    ResourceExhaustedError,
+    SessionNotFoundError,
+    UnsupportedOperationError,
+)
+from splitlearn_core import Trunk, UnsupportedModelError
+from splitlearn_core.cache.entries import LayerState, export_cache, import_cache
+from splitlearn_core.cache.part_cache import PartCache
+from splitlearn_core.parts.port import trunk_info
+from splitlearn_manager.runtime.worker import ModelWorker
+
+logger = logging.getLogger(__name__)
+
+
+class HostedTrunk(SessionHost):
+    """Runs a trunk for many clients, one step at a time, each session with a KV cache of its own.
+
+    Args:
+        trunk: the model part; put into evaluation mode here.
+        name: what clients see as the name of the service.
+        max_sessions: sessions open at once.
+    """
+
+    def __init__(self, trunk: Trunk, *, name: str, max_sessions: int) -> None:
+        self._trunk = trunk.eval()
+        self._name = name
+        self._max_sessions = max_sessions
+        self._caches: dict[str, PartCache] = {}
+        self._worker = ModelWorker(f"trunk-{name}")
+
+    def get_info(self) -> ServiceInfo:
+        """Describe the trunk: cut points, fingerprint, what hidden states it takes."""
+        info = trunk_info(self._trunk)
+        return ServiceInfo(
+            name=self._name,
+            fingerprint=info.fingerprint,
+            split_points=tuple(info.split_points),
+            num_layers=info.num_layers,
+            hidden_size=info.hidden_size,
+            dtype=info.dtype,
+            max_positions=info.max_positions,
+            model_type=info.model_type,
+            stateful=True,
+            version=splitlearn_core.__version__,
+        )
+
+    async def teardown(self) -> None:
+        """End the model's thread."""
+        self._caches.clear()
+        self._worker.shutdown()
+
+    async def compute(self, call: ComputeCall) -> ComputeResult:
+        """Run the layers once; the cache, if any, comes and goes with the call."""
+        return await self._worker.run(partial(self._compute, call))
+
+    async def open_session(self, session_id: str) -> None:
+        """Make an empty cache for a session.
+
+        Raises:
+            ResourceExhaustedError: as many sessions as the server allows are open.
+        """
+        if len(self._caches) >= self._max_sessions:
+            raise ResourceExhaustedError(
+                f"all {self._max_sessions} sessions of this server are in use; close one, try again later, or raise "
+                "max_sessions in its ServerConfig"
+            )
+        self._caches[session_id] = self._trunk.new_cache()
+
+    async def run_step(self, session_id: str, action: Action) -> torch.Tensor | None:
+        """Do one step of a session on the model's thread.
+
+        Raises:
+            SessionNotFoundError: the session is not open, or an earlier step of it failed half-way.
+        """
+        if session_id not in self._caches:
+            raise SessionNotFoundError("this session is not open, or a step of it failed; open a new one")
+        cache = self._caches[session_id]
+        try:
+            return await self._worker.run(partial(self._step, cache, action))
+        except Exception:
+            # Some layers may have appended to their cache and others not: the session cannot go on.
+            self._caches.pop(session_id, None)
+            raise
+
+    async def close_session(self, session_id: str) -> None:
+        """Free a session's cache."""
+        self._caches.pop(session_id, None)
+
+    @torch.inference_mode()
+    def _step(self, cache: PartCache, action: Action) -> torch.Tensor | None:
+        match action:
+            case Forward():
+                return self._forward(action.hidden, action.attention_mask, action.position_ids, cache)
+            case Reorder():
+                cache.reorder_cache(torch.tensor(action.indices, device=self._trunk.device))
+            case Crop():
+                cache.crop(-action.num_tokens)
+            case StartRecording():
+                cache.activate_past_recording()
+        return None
+
+    @torch.inference_mode()
+    def _compute(self, call: ComputeCall) -> ComputeResult:
+        cache = None
+        if call.use_cache or call.past_key_values is not None:
+            cache = self._import(call.past_key_values)
+        output = self._forward(call.tensor, call.attention_mask, call.position_ids, cache)
+        return ComputeResult(output, self._export(cache) if cache is not None and call.use_cache else None)
+
+    def _forward(
+        self,
+        hidden_BTH: torch.Tensor,
+        attention_mask: torch.Tensor | None,
+        position_ids: torch.Tensor | None,
+        cache: PartCache | None,
+    ) -> torch.Tensor:
+        device = self._trunk.device
+        output = self._trunk(
+            hidden_BTH.to(device),
+            attention_mask if attention_mask is None else attention_mask.to(device),
+            position_ids if position_ids is None else position_ids.to(device),
+            past_key_values=cache,
+        )
+        assert isinstance(output, torch.Tensor)
+        return output
+
+    def _import(self, entries: KVEntries | None) -> PartCache:
+        cache = self._trunk.new_cache()
+        if entries is not None:
+            device = self._trunk.device
+            states = [
+                LayerState(layer=e.layer, kind=e.kind, tensors={n: t.to(device) for n, t in e.tensors.items()})
+                for e in entries.entries
+            ]
+            try:
+                import_cache(cache, states, entries.position)
+            except ValueError as error:
+                raise InvalidRequestError(f"past_key_values are not those of this trunk: {error}") from error
+        return cache
+
+    def _export(self, cache: PartCache) -> KVEntries:
+        try:
+            states = export_cache(cache)
+        except UnsupportedModelError as error:
+            raise UnsupportedOperationError(str(error)) from error
+        return KVEntries(tuple(KVEntry(s.layer, s.kind, dict(s.tensors)) for s in states), cache.position)

@@ -1,0 +1,50 @@
+"""The families that must pass everything, and small split models of them."""
+
+from typing import NamedTuple
+
+import torch
+from transformers import CONFIG_MAPPING, PreTrainedModel
+
+from splitlearn_core import LocalTrunk, SplitModel, SplitPoints, Trunk
+from splitlearn_core.parts.classes import architecture_of
+from splitlearn_core.split.cut_copy import cut_copy
+from splitlearn_core.split.tiny import tiny_config, tiny_model
+
+FAMILIES = (
+    "gpt2", "qwen2", "qwen3", "gemma", "gemma2", "gemma3_text", "llama", "mistral", "phi", "phi3", "opt", "bloom",
+    "falcon", "gpt_neo", "gpt_neox", "gptj", "mixtral", "qwen2_moe", "qwen3_moe", "olmo2", "stablelm", "starcoder2",
+    "cohere", "granite", "smollm3", "deepseek_v3", "mpt", "glm4",
+)  # fmt: skip
+
+POINTS = SplitPoints(2, 4)
+
+
+class Split(NamedTuple):
+    """An unsplit model and the client model of the same weights."""
+
+    whole: PreTrainedModel
+    client: SplitModel
+    trunk: Trunk
+
+
+def tiny_split(model_type: str, points: SplitPoints = POINTS, num_layers: int = 6) -> Split:
+    """Make a tiny random model of a family and cut it, with the trunk in this process."""
+    assert model_type in CONFIG_MAPPING
+    config = tiny_config(model_type, num_layers)
+    whole = tiny_model(architecture_of(config), config)
+    # Generation must not end early by chance.
+    whole.generation_config.eos_token_id = None
+    whole.generation_config.pad_token_id = 0
+    trunk = cut_copy(Trunk, whole, points)
+    client = cut_copy(SplitModel, whole, points)
+    client.trunk = LocalTrunk(trunk)
+    return Split(whole, client, trunk)
+
+
+def padded_prompt(vocab_size: int, seed: int = 0) -> dict[str, torch.Tensor]:
+    """Return `input_ids` and `attention_mask` [2, 9] of which the first row is left-padded by four."""
+    generator = torch.Generator().manual_seed(seed)
+    input_ids = torch.randint(3, vocab_size, (2, 9), generator=generator)
+    attention_mask = torch.ones_like(input_ids)
+    attention_mask[0, :4] = 0
+    return {"input_ids": input_ids, "attention_mask": attention_mask}
