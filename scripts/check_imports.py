@@ -1,11 +1,13 @@
 """Check the directions of imports in the packages, by reading them; nothing is imported.
 
 The rules:
-- splitlearn_core and splitlearn_comm import no sibling; splitlearn_manager imports both; splitlearn imports
-  splitlearn_core, and the other two only inside functions, so that it works where they are not installed.
+- splitlearn_core and splitlearn_comm import no sibling; splitlearn_manager imports both.
+- splitlearn imports splitlearn_core. The other two it reaches only from functions, so that it works where they are not
+  installed: a module of it may import them at its top, when every way to that module leads through a function.
 - splitlearn_core knows no network (no grpc), splitlearn_comm knows no model (no transformers).
 - No import cycles within a package.
-- No imports inside functions, but in splitlearn, and for an optional extra (in a `try` that catches ImportError).
+- No imports inside functions, but in splitlearn, and for an optional extra (in a `try` that catches ImportError, or
+  an `if` that asks find_spec).
 
 `if TYPE_CHECKING:` blocks never run, so they are not looked at. Exit status 1, and one line for each breach.
 """
@@ -13,6 +15,7 @@ The rules:
 import argparse
 import ast
 import sys
+from collections import deque
 from collections.abc import Iterator
 from dataclasses import dataclass
 from graphlib import CycleError, TopologicalSorter
@@ -27,8 +30,10 @@ class Rule:
 
     never: frozenset[str]
     """Not anywhere."""
-    only_in_functions: frozenset[str] = frozenset()
-    """Not at module level."""
+    only_from_functions: frozenset[str] = frozenset()
+    """Not while one of `entries` is imported."""
+    entries: frozenset[str] = frozenset()
+    """The modules that people import, beside the packages themselves and `__main__`."""
     is_front_door: bool = False
     """Whether functions may import whatever they need."""
 
@@ -39,7 +44,8 @@ RULES = {
     "splitlearn_manager": Rule(never=frozenset({"splitlearn"})),
     "splitlearn": Rule(
         never=frozenset(),
-        only_in_functions=frozenset({"splitlearn_comm", "splitlearn_manager"}),
+        only_from_functions=frozenset({"splitlearn_comm", "splitlearn_manager"}),
+        entries=frozenset({"splitlearn.quickstart", "splitlearn.training"}),
         is_front_door=True,
     ),
 }
@@ -88,9 +94,9 @@ def _walk(node: ast.AST, module: Module, *, in_function: bool, is_guarded: bool)
         assert isinstance(node, ast.stmt | ast.expr)  # what has targets has a line
         yield Import(target=target, line=node.lineno, in_function=in_function, is_guarded=is_guarded)
     in_function = in_function or isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef | ast.Lambda)
-    guarded_children: list[ast.stmt] = node.body if isinstance(node, ast.Try) and _catches_import_error(node) else []
+    guarded = _guarded_children(node)
     for child in _children(node):
-        yield from _walk(child, module, in_function=in_function, is_guarded=is_guarded or child in guarded_children)
+        yield from _walk(child, module, in_function=in_function, is_guarded=is_guarded or child in guarded)
 
 
 def _children(node: ast.AST) -> Iterator[ast.AST]:
@@ -132,20 +138,27 @@ def _names(node: ast.AST) -> set[str]:
     return found
 
 
-def _catches_import_error(node: ast.Try) -> bool:
-    caught = {name for handler in node.handlers if handler.type for name in _names(handler.type)}
-    return bool(caught & {"ImportError", "ModuleNotFoundError"})
+def _guarded_children(node: ast.AST) -> list[ast.stmt]:
+    """List the statements that are ready for a module that is not installed."""
+    if isinstance(node, ast.If) and "find_spec" in _names(node.test):
+        return node.body
+    if isinstance(node, ast.Try):
+        caught = {name for handler in node.handlers if handler.type for name in _names(handler.type)}
+        return node.body if caught & {"ImportError", "ModuleNotFoundError"} else []
+    return []
 
 
-def check_import(module: Module, found: Import) -> str | None:
-    """Say which rule one import breaks, or None."""
+def check_import(module: Module, found: Import, way: str | None) -> str | None:
+    """Say which rule one import breaks, or None; `way` leads from an entry of the package to the module, if one does."""
     package = module.name.partition(".")[0]
     rule = RULES[package]
     top = found.target.partition(".")[0]
     if top in rule.never:
         return f"{package} may not import {top}"
-    if top in rule.only_in_functions and not found.in_function:
-        return f"{package} may import {top} only inside the function that needs it"
+    if top in rule.only_from_functions and way and not found.in_function:
+        return (
+            f"{package} may import {top} only inside the function that needs it, or in a module imported there: {way}"
+        )
     if found.in_function and not found.is_guarded and not rule.is_front_door:
         return f"import of {found.target} inside a function: move it to the top, or catch ImportError for an extra"
     return None
@@ -157,16 +170,33 @@ def find_cycle(imports: dict[str, list[Import]]) -> list[str] | None:
     Only imports at module level count, and only what is named: that `import a.b` runs `a/__init__` as well would make
     a cycle of every package that exports its parts.
     """
-    graph = {
-        name: {_owner(found.target, imports) for found in of_module if not found.in_function} - {None, name}
-        for name, of_module in imports.items()
-    }
+    graph = {name: _imported_modules(name, imports) - {name} for name in imports}
     try:
         TopologicalSorter(graph).prepare()
     except CycleError as error:
         path: list[str] = error.args[1]
         return path[::-1]  # the sorter names predecessors first; people read "a imports b"
     return None
+
+
+def find_reached(package: str, modules: list[Module], imports: dict[str, list[Import]]) -> dict[str, str]:
+    """Find the modules of `package` that run when one of its entries is imported, each with the way to it."""
+    entries = RULES[package].entries
+    starts = [m.name for m in modules if m.is_package or m.path.stem == "__main__" or m.name in entries]
+    reached = {name: name for name in starts}
+    waiting = deque(starts)
+    while waiting:
+        name = waiting.popleft()
+        for imported in sorted(_imported_modules(name, imports) - reached.keys()):
+            reached[imported] = f"{reached[name]} -> {imported}"
+            waiting.append(imported)
+    return reached
+
+
+def _imported_modules(name: str, imports: dict[str, list[Import]]) -> set[str]:
+    """List the modules of the same package that module `name` imports at its top."""
+    owners = (_owner(found.target, imports) for found in imports[name] if not found.in_function)
+    return {owner for owner in owners if owner is not None}
 
 
 def _owner(target: str, modules: dict[str, list[Import]]) -> str | None:
@@ -181,16 +211,17 @@ def check_package(source_dir: Path, package: str) -> list[str]:
     """List the breaches of the rules in one package, a line each."""
     modules = find_modules(source_dir, package)
     imports = {module.name: read_imports(module) for module in modules}
+    reached = find_reached(package, modules, imports)
     breaches = []
     for module in modules:
         for found in imports[module.name]:
-            message = check_import(module, found)
+            message = check_import(module, found, reached.get(module.name))
             if message:
                 breaches.append(f"{module.path}:{found.line}: {message}")
     cycle = find_cycle(imports)
     if cycle:
         breaches.append(f"{source_dir / package}: import cycle: {' -> '.join(cycle)}")
-    return breaches
+    return list(dict.fromkeys(breaches))  # one line for `from a import b, c`
 
 
 def find_packages(root: Path) -> list[tuple[Path, str]]:

@@ -63,6 +63,7 @@ def test_model_loads_and_again_offline(fake_hub: Hub, tmp_path: Path) -> None:
     assert fake_hub.requests == []
 
 
+@pytest.mark.slow
 def test_sharded_model_loads(fake_hub: Hub, tmp_path: Path) -> None:
     expected = expected_sum(tmp_path / "model", max_shard_size="100KB")
     shards = {path.name: path.stat().st_size for path in (tmp_path / "model").glob("*.safetensors")}
@@ -73,6 +74,7 @@ def test_sharded_model_loads(fake_hub: Hub, tmp_path: Path) -> None:
     assert {name: num_bytes for name, num_bytes in downloaded.items() if name in shards} == shards
 
 
+@pytest.mark.slow
 def test_renamed_model_loads(fake_hub: Hub, tmp_path: Path) -> None:
     expected = expected_sum(tmp_path / "model")
     fake_hub.publish("openai-community/gpt2", tmp_path / "model")
@@ -126,7 +128,12 @@ def test_other_weights_are_another_commit(fake_hub: Hub, tmp_path: Path) -> None
 @pytest.mark.parametrize(
     ("code", "args", "message"),
     [
-        (LOAD, ["nobody/nothing"], "nobody/nothing is not a local folder and is not a valid model identifier"),
+        pytest.param(
+            LOAD,
+            ["nobody/nothing"],
+            "nobody/nothing is not a local folder and is not a valid model identifier",
+            marks=pytest.mark.slow,
+        ),
         (DOWNLOAD, ["nobody/nothing", "config.json"], "RepositoryNotFoundError"),
         (DOWNLOAD, ["gpt2", "missing.json"], "EntryNotFoundError"),
         (DOWNLOAD, ["gpt2", "config.json", "v2"], "RevisionNotFoundError"),

@@ -41,6 +41,15 @@ ALLOWED = {
     "front door reaches comm inside a function": {
         "splitlearn/a.py": "def serve():\n    from splitlearn_comm import Client\n    return Client"
     },
+    "front door reaches an adapter of comm inside a function": {
+        "splitlearn/cli/app.py": "def serve():\n    from splitlearn.remote import Remote\n    return Remote",
+        "splitlearn/remote.py": "from splitlearn_comm import Client",
+    },
+    "extra that is looked for": {
+        "splitlearn_comm/a.py": (
+            "def f():\n    if importlib.util.find_spec('grpc_reflection'):\n        import grpc_reflection"
+        )
+    },
     "optional extra": {
         "splitlearn_core/a.py": (
             "def train():\n    try:\n        import peft\n    except ImportError as error:\n"
@@ -85,8 +94,16 @@ REFUSED = {
     "comm imports transformers": ({"splitlearn_comm/a.py": "import transformers"}, "may not import transformers"),
     "manager imports the front door": ({"splitlearn_manager/a.py": "import splitlearn"}, "may not import splitlearn\n"),
     "front door imports comm at the top": (
-        {"splitlearn/cli/a.py": "try:\n    import splitlearn_comm\nexcept ImportError:\n    pass"},
-        "may import splitlearn_comm only inside the function that needs it",
+        {"splitlearn/quickstart.py": "try:\n    import splitlearn_comm\nexcept ImportError:\n    pass"},
+        "quickstart.py:2: splitlearn may import splitlearn_comm only inside the function that needs it",
+    ),
+    "front door imports an adapter of comm at the top": (
+        {
+            "splitlearn/cli/__init__.py": "from .app import main",
+            "splitlearn/cli/app.py": "from splitlearn.remote import Remote",
+            "splitlearn/remote.py": "from splitlearn_comm import Client",
+        },
+        "remote.py:1: splitlearn may import splitlearn_comm only inside the function that needs it",
     ),
     "import in a function": (
         {"splitlearn_manager/a.py": "class A:\n    async def f(self):\n        import json"},
