@@ -13,7 +13,7 @@ PARALLEL = -n $(JOBS) --dist worksteal
 
 PINS = requirements-dev.txt
 METADATA = SplitLearnCore/pyproject.toml SplitLearnComm/pyproject.toml SplitLearnManager/pyproject.toml
-PACKAGES = -e ./SplitLearnCore[client,server,train] -e ./SplitLearnComm[client,server] -e ./SplitLearnManager[server]
+PACKAGES = -e './SplitLearnCore[client,server,train]' -e './SplitLearnComm[client,server]' -e './SplitLearnManager[server]'
 
 OLDEST = .venv-oldest
 OLDEST_PINS = requirements-oldest.txt

@@ -149,7 +149,7 @@ def _guarded_children(node: ast.AST) -> list[ast.stmt]:
 
 
 def check_import(module: Module, found: Import, way: str | None) -> str | None:
-    """Say which rule one import breaks, or None; `way` leads from an entry of the package to the module, if one does."""
+    """Say which rule one import breaks, or None; `way` leads to the module from its package's entry, if one does."""
     package = module.name.partition(".")[0]
     rule = RULES[package]
     top = found.target.partition(".")[0]
