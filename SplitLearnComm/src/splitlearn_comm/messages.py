@@ -90,7 +90,7 @@ class Crop:
     """Forget the newest tokens."""
 
     num_tokens: int
-    """Tokens to remove from the end, > 0."""
+    """Tokens to remove from the end; 0 only lets go of what was recorded for a crop."""
 
 
 @dataclass(frozen=True)

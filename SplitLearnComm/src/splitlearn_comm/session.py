@@ -160,9 +160,9 @@ class Ledger:
         return Run(self.position + num_tokens, batch)
 
     def _after_trim(self, num_tokens: int) -> Run:
-        if not 0 < num_tokens <= self.position:
+        if not 0 <= num_tokens <= self.position:
             raise InvalidRequestError(
-                f"cannot crop {num_tokens} tokens: expected 1 to {self.position}, the number in the cache"
+                f"cannot crop {num_tokens} tokens: expected 0 to {self.position}, the number in the cache"
             )
         return Run(self.position - num_tokens, self.batch)
 

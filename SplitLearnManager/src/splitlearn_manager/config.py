@@ -1,6 +1,6 @@
 """What can be set on a server."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -20,15 +20,13 @@ class ServerConfig:
     """A session whose client's stream broke is freed after so long, so that the client may come back to it."""
     max_message_bytes: int = 256 * 1024 * 1024
     """Largest message taken or sent; 256 MiB hold 10,000 positions of width 4,096 in float32 and some more."""
-    drain_grace_s: float = 10.0
+    drain_timeout_s: float = 10.0
     """How long steps in flight may go on after SIGINT or SIGTERM."""
     refuse_nonfinite: bool = True
     """Refuse hidden states that hold NaN or Inf."""
 
     def __post_init__(self) -> None:
-        for name in ("max_sessions", "idle_session_timeout_s", "max_message_bytes"):
-            if getattr(self, name) <= 0:
-                raise ValueError(f"{name} must be positive; got {getattr(self, name)}")
-        for name in ("detached_session_timeout_s", "drain_grace_s"):
-            if getattr(self, name) < 0:
-                raise ValueError(f"{name} must not be negative; got {getattr(self, name)}")
+        for item in fields(self):
+            value = getattr(self, item.name)
+            if not isinstance(value, bool) and not value > 0:
+                raise ValueError(f"{item.name} must be greater than zero; got {value}")

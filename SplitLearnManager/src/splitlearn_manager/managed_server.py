@@ -1,13 +1,13 @@
 """One trunk, served: from a model's name to a listening server."""
 
 import logging
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Self
 
 import torch
 
 from splitlearn_comm import GRPCComputeServer
-from splitlearn_comm.server import CommServerConfig
+from splitlearn_comm.server import GRPCServerConfig
 from splitlearn_core import Trunk, load_part
 from splitlearn_manager.config import ServerConfig
 from splitlearn_manager.device import choose_device
@@ -58,7 +58,7 @@ class ManagedServer:
         )
         assert isinstance(trunk, Trunk)
         log_choices(self.model_id, trunk)
-        hosted = HostedTrunk(trunk, name=self.model_id, max_sessions=config.max_sessions)
+        hosted = HostedTrunk(trunk, name=self.model_id)
         self._server = GRPCComputeServer(hosted, port=port, host=host, config=comm_config(config))
 
     @property
@@ -66,13 +66,17 @@ class ManagedServer:
         """Where the server listens, `"host:port"`; known once it was started."""
         return self._server.address
 
-    def start(self, block: bool = True) -> None:
-        """Listen. Blocks until SIGINT or SIGTERM, then drains and returns; with `block=False` returns at once.
+    def start(self, block: bool = True, on_ready: Callable[[], object] | None = None) -> None:
+        """Listen and serve.
+
+        Args:
+            block: serve until SIGINT or SIGTERM, then let steps in flight finish and return; otherwise return at once.
+            on_ready: called once the server listens.
 
         Raises:
-            OSError: the port is in use.
+            AddressInUseError: (of splitlearn_comm) the port is in use.
         """
-        self._server.start(block=block)
+        self._server.start(block=block, on_ready=on_ready)
 
     def stop(self) -> None:
         """Let steps in flight finish within the grace time, then stop. May be called twice."""
@@ -102,12 +106,13 @@ def log_choices(model_id: str, trunk: Trunk) -> None:
     )
 
 
-def comm_config(config: ServerConfig) -> CommServerConfig:
+def comm_config(config: ServerConfig) -> GRPCServerConfig:
     """Pick what the wire needs to know."""
-    return CommServerConfig(
+    return GRPCServerConfig(
+        max_sessions=config.max_sessions,
         idle_session_timeout_s=config.idle_session_timeout_s,
         detached_session_timeout_s=config.detached_session_timeout_s,
         max_message_bytes=config.max_message_bytes,
-        drain_grace_s=config.drain_grace_s,
+        drain_timeout_s=config.drain_timeout_s,
         refuse_nonfinite=config.refuse_nonfinite,
     )

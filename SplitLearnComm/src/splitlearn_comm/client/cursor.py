@@ -66,9 +66,9 @@ class SessionCursor:
         """
         if self._over is not None:
             raise type(self._over)(f"session {self.session_id} is over: {self._over}")
-        if isinstance(action, Crop) and action.num_tokens <= 0:
+        if isinstance(action, Crop) and action.num_tokens < 0:
             raise InvalidRequestError(
-                f"crop removes tokens from the end: expected at least 1, came {action.num_tokens}"
+                f"crop removes tokens from the end: expected at least 0, came {action.num_tokens}"
             )
         self._action = action
         return check_size(steps.encode_step(self.step_id + 1, self.position, action), self._limit_bytes)

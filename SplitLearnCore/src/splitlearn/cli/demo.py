@@ -38,7 +38,7 @@ def demo(
             introduce(out, model, split, address, server_pid)
             out.rule("text")
             started = time.perf_counter()
-            tokens = split.generate(**encoded, **options, streamer=TextStreamer(tokenizer))
+            tokens: torch.Tensor = split.generate(**encoded, **options, streamer=TextStreamer(tokenizer))
             elapsed_s = time.perf_counter() - started
             out.rule()
             wire_bytes = trunk.wire_bytes()

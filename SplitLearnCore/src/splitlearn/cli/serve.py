@@ -36,7 +36,5 @@ def serve(
         dtype=parse_dtype(dtype),
         attn_implementation=attn_implementation,
     )
-    server.start(block=False)
     # A program that starts this one waits for this line.
-    print(f"listening at {server.address}", flush=True)
-    server.wait()
+    server.start(on_ready=lambda: print(f"listening at {server.address}", flush=True))

@@ -24,7 +24,6 @@ from splitlearn_comm import (
 )
 from splitlearn_comm.errors import (
     InvalidRequestError,
-    ResourceExhaustedError,
     SessionNotFoundError,
     UnsupportedOperationError,
 )
@@ -43,13 +42,12 @@ class HostedTrunk(SessionHost):
     Args:
         trunk: the model part; put into evaluation mode here.
         name: what clients see as the name of the service.
-        max_sessions: sessions open at once.
     """
 
-    def __init__(self, trunk: Trunk, *, name: str, max_sessions: int) -> None:
-        self._trunk = trunk.eval()
+    def __init__(self, trunk: Trunk, *, name: str) -> None:
+        self._trunk = trunk
+        trunk.train(False)
         self._name = name
-        self._max_sessions = max_sessions
         self._caches: dict[str, PartCache] = {}
         self._worker = ModelWorker(f"trunk-{name}")
 
@@ -59,7 +57,7 @@ class HostedTrunk(SessionHost):
         return ServiceInfo(
             name=self._name,
             fingerprint=info.fingerprint,
-            split_points=tuple(info.split_points),
+            split_points=(info.split_points.bottom_end, info.split_points.trunk_end),
             num_layers=info.num_layers,
             hidden_size=info.hidden_size,
             dtype=info.dtype,
@@ -79,16 +77,7 @@ class HostedTrunk(SessionHost):
         return await self._worker.run(partial(self._compute, call))
 
     async def open_session(self, session_id: str) -> None:
-        """Make an empty cache for a session.
-
-        Raises:
-            ResourceExhaustedError: as many sessions as the server allows are open.
-        """
-        if len(self._caches) >= self._max_sessions:
-            raise ResourceExhaustedError(
-                f"all {self._max_sessions} sessions of this server are in use; close one, try again later, or raise "
-                "max_sessions in its ServerConfig"
-            )
+        """Make an empty cache for a session."""
         self._caches[session_id] = self._trunk.new_cache()
 
     async def run_step(self, session_id: str, action: Action) -> torch.Tensor | None:
@@ -150,7 +139,7 @@ class HostedTrunk(SessionHost):
         return output
 
     def _import(self, entries: KVEntries | None) -> PartCache:
-        cache = self._trunk.new_cache()
+        cache: PartCache = self._trunk.new_cache()
         if entries is not None:
             device = self._trunk.device
             states = [
