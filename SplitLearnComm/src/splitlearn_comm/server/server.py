@@ -5,7 +5,7 @@ from __future__ import annotations
 import contextlib
 import signal
 import threading
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from types import FrameType, TracebackType
 from typing import Self
 
@@ -72,12 +72,13 @@ class GRPCComputeServer:
         running = self._running
         return running.statistics() if running else self._last_statistics
 
-    def start(self, *, block: bool = True) -> None:
+    def start(self, *, block: bool = True, on_ready: Callable[[], object] | None = None) -> None:
         """Set up the service and take calls.
 
         Args:
             block: Serve until `stop` is called from another thread or, in the main thread, SIGINT or SIGTERM comes;
                 running calls are finished then. Otherwise return when calls are taken.
+            on_ready: Called once calls are taken and signals are minded; useful when blocking.
 
         Raises:
             AddressInUseError: The port is in use.
@@ -91,7 +92,9 @@ class GRPCComputeServer:
         self._stop_asked.clear()
         logger.info("serving %r on %s", self._host.get_info().name, self.address)
         if block:
-            self._serve_until_asked()
+            self._serve_until_asked(on_ready)
+        elif on_ready is not None:
+            on_ready()
 
     def stop(self, *, grace_s: float | None = None) -> None:
         """Take no new calls, finish the running ones, close the sessions, tear the service down. May be called twice.
@@ -116,9 +119,11 @@ class GRPCComputeServer:
     ) -> None:
         self.stop()
 
-    def _serve_until_asked(self) -> None:
+    def _serve_until_asked(self, on_ready: Callable[[], object] | None) -> None:
         try:
             with _asking_on_signals(self._stop_asked):
+                if on_ready is not None:
+                    on_ready()
                 self._stop_asked.wait()
         finally:
             self.stop()

@@ -1,0 +1,45 @@
+"""Functions to serve in tests."""
+
+from __future__ import annotations
+
+import threading
+
+import torch
+
+from splitlearn_comm.function import ComputeFunction
+
+
+class Identity(ComputeFunction):
+    """Gives back what it gets, where the message arrived."""
+
+    inline = True
+
+    def compute(self, tensor: torch.Tensor) -> torch.Tensor:
+        """The tensor itself."""
+        return tensor
+
+
+class Failing(ComputeFunction):
+    """Fails with an error no client may see the text of."""
+
+    secret = "the secret reason"
+
+    def compute(self, tensor: torch.Tensor) -> torch.Tensor:
+        """Raise `RuntimeError`."""
+        raise RuntimeError(self.secret)
+
+
+class Gated(ComputeFunction):
+    """Waits in each call until the gate is opened, so that a test can act while a step is running."""
+
+    def __init__(self) -> None:
+        self.entered = threading.Semaphore(0)
+        """Released once for each call that has begun."""
+        self.gate = threading.Event()
+        """Set it to let calls through."""
+
+    def compute(self, tensor: torch.Tensor) -> torch.Tensor:
+        """The tensor itself, once the gate is open."""
+        self.entered.release()
+        self.gate.wait()
+        return tensor

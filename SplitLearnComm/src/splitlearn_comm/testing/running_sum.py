@@ -1,0 +1,104 @@
+"""A host with a real cache, and no model."""
+
+from __future__ import annotations
+
+import torch
+
+from splitlearn_comm.errors import InvalidRequestError, SessionNotFoundError
+from splitlearn_comm.host import SessionHost
+from splitlearn_comm.messages import (
+    Action,
+    ComputeCall,
+    ComputeResult,
+    Crop,
+    Forward,
+    KVEntries,
+    KVEntry,
+    Reorder,
+    ServiceInfo,
+    StartRecording,
+)
+
+
+class RunningSumHost(SessionHost):
+    """Gives back, for each token, the sum of it and all tokens before it: causal attention at its simplest.
+
+    B batch, T new tokens, P tokens in the cache, H hidden size. Masked tokens count as zero.
+
+    Args:
+        hidden_size: H.
+        max_positions: Tokens a sequence may have.
+        fingerprint: What it says about itself.
+    """
+
+    def __init__(self, hidden_size: int = 4, max_positions: int = 64, fingerprint: str = "running-sum") -> None:
+        self._info = ServiceInfo(
+            name="running sum",
+            fingerprint=fingerprint,
+            hidden_size=hidden_size,
+            dtype=torch.float32,
+            max_positions=max_positions,
+            cache_kinds=("inputs",),
+            stateful=True,
+        )
+        self._caches_BPH: dict[str, torch.Tensor | None] = {}
+
+    def get_info(self) -> ServiceInfo:
+        """Hidden size, positions and fingerprint as given."""
+        return self._info
+
+    @property
+    def num_sessions(self) -> int:
+        """Sessions open now."""
+        return len(self._caches_BPH)
+
+    async def compute(self, call: ComputeCall) -> ComputeResult:
+        """Sum from the cache of the call on."""
+        past_BPH = _inputs_of(call.past_key_values) if call.past_key_values else None
+        output_BTH, inputs_BPH = _summed(past_BPH, call.tensor, call.attention_mask)
+        if not call.use_cache:
+            return ComputeResult(output_BTH)
+        entry = KVEntry(0, "inputs", {"inputs": inputs_BPH})
+        return ComputeResult(output_BTH, KVEntries((entry,), inputs_BPH.shape[1]))
+
+    async def open_session(self, session_id: str) -> None:
+        """Begin with an empty cache."""
+        self._caches_BPH[session_id] = None
+
+    async def run_step(self, session_id: str, action: Action) -> torch.Tensor | None:
+        """Sum on, or change the cache."""
+        if session_id not in self._caches_BPH:
+            raise SessionNotFoundError(f"the host has no session {session_id}")
+        cache_BPH = self._caches_BPH[session_id]
+        match action:
+            case Forward(hidden_BTH, mask_BK, _):
+                output_BTH, self._caches_BPH[session_id] = _summed(cache_BPH, hidden_BTH, mask_BK)
+                return output_BTH
+            case StartRecording() | Crop(0):
+                pass
+            case Reorder(indices) if cache_BPH is not None:
+                self._caches_BPH[session_id] = cache_BPH[list(indices)]
+            case Crop(num_tokens) if cache_BPH is not None:
+                self._caches_BPH[session_id] = cache_BPH[:, : cache_BPH.shape[1] - num_tokens]
+            case _:
+                raise InvalidRequestError(f"{action} before the first forward")
+        return None
+
+    async def close_session(self, session_id: str) -> None:
+        """Forget the cache."""
+        self._caches_BPH.pop(session_id, None)
+
+
+def _summed(
+    past_BPH: torch.Tensor | None, hidden_BTH: torch.Tensor, mask_BK: torch.Tensor | None
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """The sums of the new tokens, and the cache after them."""
+    inputs_BPH = hidden_BTH if past_BPH is None else torch.cat((past_BPH, hidden_BTH), dim=1)
+    visible_BPH = inputs_BPH if mask_BK is None else inputs_BPH * mask_BK.ne(0).unsqueeze(-1)
+    return visible_BPH.cumsum(dim=1)[:, -hidden_BTH.shape[1] :], inputs_BPH
+
+
+def _inputs_of(cache: KVEntries) -> torch.Tensor:
+    if len(cache.entries) != 1 or "inputs" not in cache.entries[0].tensors:
+        raise InvalidRequestError("a cache that is not of a running sum: expected one entry with a tensor 'inputs'")
+    return cache.entries[0].tensors["inputs"]
