@@ -27,6 +27,8 @@ def pytest_configure(config: pytest.Config) -> None:
     """Give the run an empty hub cache; the workers of a parallel run share their controller's."""
     if not hasattr(config, "workerinput"):
         os.environ["HF_HOME"] = tempfile.mkdtemp(prefix="splitlearn-tests-")
+        # Digests that a test made are remembered here and not in the user's cache.
+        os.environ["SPLITLEARN_CACHE"] = os.path.join(os.environ["HF_HOME"], "splitlearn")
 
 
 def pytest_unconfigure(config: pytest.Config) -> None:

@@ -6,6 +6,7 @@ from pathlib import Path
 import pytest
 
 from tests.support.hub import Hub
+from tests.support.trunk_process import TrunkProcess
 
 
 @pytest.fixture
@@ -13,3 +14,10 @@ def fake_hub(tmp_path: Path) -> Iterator[Hub]:
     """A running, empty stand-in hub, whose clients keep their cache below `tmp_path`."""
     with Hub(tmp_path / "hf_home") as hub:
         yield hub
+
+
+@pytest.fixture(scope="session")
+def trunks() -> Iterator[TrunkProcess]:
+    """A process that starts trunk servers on demand, the same for all tests."""
+    with TrunkProcess() as process:
+        yield process

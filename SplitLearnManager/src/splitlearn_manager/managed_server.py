@@ -6,7 +6,7 @@ from typing import Self
 
 import torch
 
-from splitlearn_comm import GRPCComputeServer
+from splitlearn_comm import GRPCComputeServer, ServerStatistics
 from splitlearn_comm.server import GRPCServerConfig
 from splitlearn_core import Trunk, load_part
 from splitlearn_manager.config import ServerConfig
@@ -65,6 +65,10 @@ class ManagedServer:
     def address(self) -> str:
         """Where the server listens, `"host:port"`; known once it was started."""
         return self._server.address
+
+    def statistics(self) -> ServerStatistics:
+        """Return what was counted so far: calls, steps, sessions, bytes."""
+        return self._server.statistics()
 
     def start(self, block: bool = True, on_ready: Callable[[], object] | None = None) -> None:
         """Listen and serve.
