@@ -68,7 +68,6 @@ def test_any_byte_of_a_bool_is_zero_or_one() -> None:
         (torch.ones(2, dtype=torch.complex64), "complex64"),
         (torch.ones(2, device="meta"), "meta"),
         (torch.ones(2, 2).to_sparse(), "to_dense"),
-        (torch.quantize_per_tensor(torch.ones(2), 0.1, 0, torch.qint8), "qint8"),
     ],
 )
 def test_what_cannot_be_sent_is_refused_by_name(tensor: torch.Tensor, said: str) -> None:

@@ -10,6 +10,7 @@ import grpc.aio
 
 from splitlearn_comm.client.deadline import Deadline
 from splitlearn_comm.client.failures import gone, translate
+from splitlearn_comm.errors import CommError, RemoteInternalError
 
 _END = grpc.aio.EOF  # type: ignore[attr-defined]
 
@@ -41,12 +42,19 @@ class AsyncStream:
         except TimeoutError as error:
             raise deadline.exceeded() from error
         except grpc.RpcError as error:
-            raise translate(error, self._address, deadline.timeout_s) from error
+            raise self._translated(error, deadline) from error
         except asyncio.InvalidStateError as error:
             raise gone(self._address, str(error)) from error
         if answer is _END:
             raise gone(self._address, "it ended the stream")
         return answer  # type: ignore[no-any-return]
+
+    def _translated(self, error: grpc.RpcError, deadline: Deadline) -> CommError:
+        translated = translate(error, self._address, deadline.timeout_s)
+        if isinstance(translated, RemoteInternalError) and translated.request_id is None:
+            # A write to a connection that broke before: gRPC reports a failed batch of its own, not the reason.
+            return gone(self._address, "the stream broke")
+        return translated
 
     def close(self) -> None:
         """End the stream, whatever it is doing."""

@@ -29,6 +29,14 @@ class Failing(ComputeFunction):
         raise RuntimeError(self.secret)
 
 
+class Tenfold(ComputeFunction):
+    """Gives back ten times as much as it gets: [N, ...] in, [10 N, ...] out."""
+
+    def compute(self, tensor: torch.Tensor) -> torch.Tensor:
+        """Ten copies, one after the other along the first dimension."""
+        return torch.cat([tensor] * 10)
+
+
 class Gated(ComputeFunction):
     """Waits in each call until the gate is opened, so that a test can act while a step is running."""
 
