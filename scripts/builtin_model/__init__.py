@@ -1,0 +1,1 @@
+"""The steps that make SplitLearn's own small model: corpus, tokenizer, training, evaluation, export."""
