@@ -1,0 +1,1 @@
+"""One command a table; every figure is a ratio against a baseline of the same run."""

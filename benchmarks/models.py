@@ -1,0 +1,21 @@
+"""Checkpoints with random weights, of the shape of real ones."""
+
+import tempfile
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+import torch
+from transformers import GPT2Config, GPT2LMHeadModel
+
+
+@contextmanager
+def gpt2_small(max_shard_size: str = "10GB", dtype: torch.dtype = torch.float32) -> Iterator[Path]:
+    """Write a checkpoint of GPT-2-small's shape (12 layers, width 768, 124 M parameters) into a temporary directory."""
+    torch.manual_seed(0)
+    config = GPT2Config(bos_token_id=0, eos_token_id=None, pad_token_id=0)
+    model = GPT2LMHeadModel(config).to(dtype)
+    with tempfile.TemporaryDirectory(prefix="splitlearn-bench-") as directory:
+        model.save_pretrained(directory, max_shard_size=max_shard_size)
+        del model
+        yield Path(directory)
