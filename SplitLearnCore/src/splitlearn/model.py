@@ -3,6 +3,7 @@
 from collections.abc import Sequence
 
 import torch
+
 from splitlearn_core import SplitModel, Trunk, TrunkPort, load_client_model
 
 
@@ -45,6 +46,7 @@ class SplitModelForCausalLM:
             TrunkMismatchError: the trunk is of another model, another checkpoint, or cut elsewhere.
             UnsupportedModelError: the model cannot be cut exactly.
             ServerUnavailableError: (of splitlearn_comm) nothing answers at the address.
+            TypeError: `trunk` is none of these.
         """
         return load_client_model(
             model_id,
@@ -57,7 +59,9 @@ class SplitModelForCausalLM:
         )
 
 
-def _connect(address: str | Sequence[str]) -> TrunkPort:
+def _connect(address: object) -> TrunkPort:
+    if not isinstance(address, Sequence):
+        raise TypeError(f"trunk= takes an address 'host:port', a Trunk or a TrunkPort; got {type(address).__name__}")
     try:
         from splitlearn.remote import RemoteTrunk
     except ImportError as error:

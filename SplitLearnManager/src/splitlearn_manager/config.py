@@ -8,7 +8,7 @@ class ServerConfig:
     """Settings of a `ManagedServer`, checked once.
 
     Raises:
-        ValueError: a number that is not positive.
+        ValueError: a value of the wrong kind, or a number that is not positive.
         TypeError: an unknown key.
     """
 
@@ -28,5 +28,8 @@ class ServerConfig:
     def __post_init__(self) -> None:
         for item in fields(self):
             value = getattr(self, item.name)
-            if not isinstance(value, bool) and not value > 0:
-                raise ValueError(f"{item.name} must be greater than zero; got {value}")
+            if isinstance(item.default, bool):
+                if not isinstance(value, bool):
+                    raise ValueError(f"{item.name} must be True or False; got {value!r}")
+            elif isinstance(value, bool) or not isinstance(value, int | float) or not value > 0:
+                raise ValueError(f"{item.name} must be a number greater than zero; got {value!r}")

@@ -2,6 +2,7 @@
 
 import logging
 from collections.abc import Callable, Sequence
+from pathlib import Path
 from typing import Self
 
 import torch
@@ -58,7 +59,7 @@ class ManagedServer:
         )
         assert isinstance(trunk, Trunk)
         log_choices(self.model_id, trunk)
-        hosted = HostedTrunk(trunk, name=self.model_id)
+        hosted = HostedTrunk(trunk, name=public_name(self.model_id))
         self._server = GRPCComputeServer(hosted, port=port, host=host, config=comm_config(config))
 
     @property
@@ -92,6 +93,12 @@ class ManagedServer:
 
     def __exit__(self, *exception: object) -> None:
         self.stop()
+
+
+def public_name(model_id: str) -> str:
+    """Return what clients are told: of a directory the last part, for where it lies is nobody else's business."""
+    path = Path(model_id).expanduser()
+    return path.resolve().name if path.is_dir() else model_id
 
 
 def log_choices(model_id: str, trunk: Trunk) -> None:

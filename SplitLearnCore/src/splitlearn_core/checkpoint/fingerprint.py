@@ -9,7 +9,7 @@ from typing import Any
 from splitlearn_core.checkpoint.hub import FileDigest, hub_files
 from splitlearn_core.checkpoint.memory import remembered
 from splitlearn_core.checkpoint.source import CONFIG_FILE, Source
-from splitlearn_core.checkpoint.weights import WeightIndex
+from splitlearn_core.checkpoint.weights import WeightIndex, check_complete
 
 SHA256 = re.compile(r"[0-9a-f]{64}")
 
@@ -39,7 +39,7 @@ def fingerprint(source: Source, index: WeightIndex) -> str:
     Weights that are not here are taken from the hub's metadata; local ones are hashed once in a streaming read.
 
     Raises:
-        CheckpointError: the hub has to be asked and does not answer.
+        CheckpointError: a local file is truncated, or the hub has to be asked and does not answer.
     """
     config = json.loads((source.directory / CONFIG_FILE).read_text(encoding="utf-8"))
     manifest = [(f.name, f.size, f.sha256) for f in sorted(digest_of(source, name) for name in index.files)]
@@ -64,6 +64,9 @@ def digest_of(source: Source, filename: str) -> FileDigest:
         if listed.sha256:
             return listed
         path = source.find(filename) or path
+    if filename.endswith(".safetensors"):
+        # Otherwise a truncated file would pass for another checkpoint.
+        check_complete(path)
     return FileDigest(name=filename, size=path.stat().st_size, sha256=sha256_of(path.resolve()))
 
 

@@ -85,18 +85,20 @@ def fetch(model_id: str, filename: str, revision: str | None) -> Path:
     try:
         return Path(hf_hub_download(model_id, filename, revision=revision))
     except HFValidationError as error:
-        raise CheckpointError(f"{model_id!r} is neither a directory here nor a possible name on the hub") from error
+        raise CheckpointError(
+            f"no model {model_id!r}: it is not a directory here, and not a possible name on the hub; check the path"
+        ) from error
     except LocalEntryNotFoundError as error:
         raise CheckpointError(
-            f"{filename} of {model_id!r} is neither a directory here nor in the local hub cache, and the hub cannot "
-            f"be reached: {_first_line(error)}"
+            f"no model {model_id!r}: it is not a directory here, {filename} of it is not in the local hub cache, and "
+            f"the hub cannot be reached; check the name and the connection ({_first_line(error)})"
         ) from error
     except EntryNotFoundError:
         raise
     except HfHubHTTPError as error:
         raise CheckpointError(
-            f"no model {model_id!r}: it is not a directory here, not in the local hub cache, and the hub answered: "
-            f"{_first_line(error)}"
+            f"no model {model_id!r}: it is not a directory here, not in the local hub cache, and the hub does not give "
+            f"it; check the name, and your access to it ({_first_line(error)})"
         ) from error
 
 

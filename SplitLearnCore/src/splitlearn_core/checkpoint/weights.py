@@ -122,12 +122,17 @@ def check_complete(path: Path) -> None:
         prefix = file.read(8)
         header_bytes = struct.unpack("<Q", prefix)[0] if len(prefix) == 8 else size
         if 8 + header_bytes > size:
-            raise CheckpointError(f"{path} is truncated: {size} bytes do not hold its header; fetch or copy it again")
+            raise CheckpointError(
+                f"{path} is truncated or no safetensors file: its {size} bytes do not hold its header; "
+                "fetch or copy it again"
+            )
         try:
             header = json.loads(file.read(header_bytes))
             ends = [entry["data_offsets"][1] for name, entry in header.items() if name != "__metadata__"]
         except (ValueError, KeyError, TypeError, AttributeError, IndexError) as error:
-            raise CheckpointError(f"{path} is no safetensors file: its header cannot be read") from error
+            raise CheckpointError(
+                f"{path} is no safetensors file: its header cannot be read; fetch or copy it again"
+            ) from error
     expected = 8 + header_bytes + max(ends, default=0)
     if size < expected:
         raise CheckpointError(f"{path} is truncated: {size} of {expected} bytes; fetch or copy it again")

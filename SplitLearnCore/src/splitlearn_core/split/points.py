@@ -1,6 +1,6 @@
 """Where a model is cut."""
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from typing import NamedTuple
 
 from splitlearn_core.errors import SplitPointError
@@ -46,7 +46,7 @@ def resolve_split_points(split_points: Sequence[int] | None, num_layers: int) ->
     if split_points is None:
         return default_split_points(num_layers)
     wanted = f"two integers (a, b) with 0 < a < b < {num_layers}, the number of layers of this model"
-    points = tuple(split_points)
+    points = tuple(split_points) if isinstance(split_points, Iterable) else ()
     if len(points) != 2 or not all(isinstance(p, int) and not isinstance(p, bool) for p in points):
         raise SplitPointError(f"split_points must be {wanted}; got {split_points!r}")
     if not 0 < points[0] < points[1] < num_layers:
