@@ -18,8 +18,9 @@ from splitlearn_core.parts.part import HiddenOutput, LogitsOutput
 from splitlearn_core.parts.port import LocalTrunk, TrunkInfo, TrunkPort, TrunkSession
 from splitlearn_core.parts.top import Top
 from splitlearn_core.parts.trunk import Trunk
+from splitlearn_core.split.cut_copy import Parts
 from splitlearn_core.split.points import SplitPoints, default_split_points
-from splitlearn_core.split.split_model import Parts, split_model
+from splitlearn_core.split.split_model import split_model
 
 __version__ = "0.1.0"
 

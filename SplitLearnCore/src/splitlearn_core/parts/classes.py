@@ -13,20 +13,40 @@ from splitlearn_core.split.points import SplitPoints
 CutModelT = TypeVar("CutModelT", bound=CutModel)
 
 
+def causal_classes(config_class: type[PreTrainedConfig]) -> list[type[PreTrainedModel]]:
+    """Return the causal language model classes of a class of configurations, the usual one first; often none."""
+    found = MODEL_FOR_CAUSAL_LM_MAPPING.get(config_class, None)
+    return [c for c in (found if isinstance(found, tuple) else (found,)) if c]
+
+
 def architecture_of(config: PreTrainedConfig) -> type[PreTrainedModel]:
     """Return the causal language model class of a configuration.
 
     Raises:
         UnsupportedModelError: transformers has none for it.
     """
-    found = MODEL_FOR_CAUSAL_LM_MAPPING.get(type(config), None)
-    if found is None:
+    classes = causal_classes(type(config))
+    if not classes:
         raise UnsupportedModelError(
             f"{config.model_type} cannot be cut: transformers has no causal language model of this type"
         )
-    classes: list[type[PreTrainedModel]] = [c for c in (found if isinstance(found, tuple) else (found,)) if c]
     named = [c for c in classes if c.__name__ in (config.architectures or ())]
     return (named or classes)[0]
+
+
+def takes_text_part(config_class: type[PreTrainedConfig], architecture: type[PreTrainedModel]) -> bool:
+    """Whether an architecture is made from the text part of a composite configuration, as transformers' Auto does."""
+    text_part = config_class.sub_configs.get("text_config")
+    return text_part is not None and architecture.config_class is text_part
+
+
+def causal_config(config: PreTrainedConfig) -> PreTrainedConfig:
+    """Return the configuration that the causal language model is made from: of some composite ones the text part.
+
+    Raises:
+        UnsupportedModelError: transformers has no causal language model for it.
+    """
+    return config.get_text_config() if takes_text_part(type(config), architecture_of(config)) else config
 
 
 _made: dict[tuple[type, type], Any] = {}

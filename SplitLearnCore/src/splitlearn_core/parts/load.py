@@ -19,9 +19,9 @@ from splitlearn_core.parts.part import Part
 from splitlearn_core.parts.top import Top
 from splitlearn_core.parts.trunk import Trunk
 from splitlearn_core.split.cut import Cut
+from splitlearn_core.split.cut_copy import Parts
 from splitlearn_core.split.layers import num_decoder_layers
 from splitlearn_core.split.points import resolve_split_points
-from splitlearn_core.split.split_model import Parts
 
 PartName = Literal["bottom", "trunk", "top"]
 PART_KINDS: dict[str, type[Part]] = {"bottom": Bottom, "trunk": Trunk, "top": Top}

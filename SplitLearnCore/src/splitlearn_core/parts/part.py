@@ -98,7 +98,9 @@ class CutModel(PreTrainedModel):
     def call_whole(self, **inputs: Any) -> Any:
         """Call the architecture's own forward with those of the inputs that it takes and that are given."""
         if "past_key_values" not in self.forward_parameters and "past_key_values" in inputs:
+            # A model without attention: its cache has another name, and a mask is for the new tokens only.
             inputs["cache_params"] = inputs.pop("past_key_values")
+            inputs["attention_mask"] = mask_of_new_tokens(**inputs)
         known = {k: v for k, v in inputs.items() if v is not None and k in self.forward_parameters}
         return self.architecture.forward(self, **known)
 
@@ -174,6 +176,17 @@ class Part(CutModel):
                 f"got {type(past_key_values).__name__}"
             )
         return past_key_values
+
+
+def mask_of_new_tokens(
+    attention_mask: torch.Tensor | None = None,
+    input_ids: torch.Tensor | None = None,
+    inputs_embeds: torch.Tensor | None = None,
+    **others: Any,
+) -> torch.Tensor | None:
+    """Return the columns [B, T] of a mask [B, P + T] that belong to the tokens of this call."""
+    new = inputs_embeds if input_ids is None else input_ids
+    return attention_mask if attention_mask is None or new is None else attention_mask[:, -new.shape[1] :]
 
 
 def leave_with_hidden(layer: nn.Module, args: tuple[Any, ...], output: Any) -> None:

@@ -92,5 +92,4 @@ def _replace(model: nn.Module, wanted: nn.Module | None) -> None:
     for name, module in list(model.named_modules(remove_duplicate=False)):
         if module is wanted and module is not None:
             parent, _, leaf = name.rpartition(".")
-            setattr(model.get_submodule(parent), leaf, AbsentEmbedding())
-
+            setattr(model.get_submodule(parent), leaf, AbsentEmbedding(next(module.parameters()).shape[-1]))

@@ -1,5 +1,6 @@
 """Finding the decoder layers and the embeddings of any Hugging Face decoder."""
 
+from collections.abc import Iterator
 from typing import NamedTuple
 
 import torch
@@ -41,7 +42,7 @@ def find_layers(model: PreTrainedModel) -> LayerStack:
     """
     num_layers = num_decoder_layers(model.config)
     stacks: list[LayerStack] = []
-    for name, module in model.named_modules():
+    for name, module in decoder_modules(model):
         inside_another = any(name.startswith(f"{stack.name}.") for stack in stacks)
         if isinstance(module, nn.ModuleList) and len(module) == num_layers and not inside_another:
             stacks.append(LayerStack(name, module))
@@ -50,6 +51,20 @@ def find_layers(model: PreTrainedModel) -> LayerStack:
             f"{model.config.model_type} cannot be cut: it has no list of {num_layers} decoder layers"
         )
     return max(stacks, key=lambda stack: num_parameters(stack.layers))
+
+
+def decoder_modules(model: PreTrainedModel) -> Iterator[tuple[str, nn.Module]]:
+    """Iterate over modules and their names, but for those of models inside the model that have another configuration.
+
+    Such are the encoders of images and sound; they have lists of layers too.
+    """
+    own_configs = {type(model.config), type(decoder_config(model.config))}
+    foreign: list[str] = []
+    for name, module in model.named_modules():
+        if isinstance(module, PreTrainedModel) and type(module.config) not in own_configs:
+            foreign.append(f"{name}.")
+        elif not name.startswith(tuple(foreign)):
+            yield name, module
 
 
 def num_parameters(module: nn.Module) -> int:

@@ -10,7 +10,7 @@ from typing import Any, NamedTuple, Protocol
 import torch
 from transformers import DynamicCache, PreTrainedModel
 
-from splitlearn_core.parts.part import Part
+from splitlearn_core.parts.part import Part, mask_of_new_tokens
 from splitlearn_core.parts.top import Top
 
 ROW_LENGTHS = (13, 5, 10)
@@ -41,13 +41,15 @@ class Batch(NamedTuple):
         """Return the tokens after the prompt, one at a time."""
         return [self._slice(end - 1, end) for end in range(self.prompt_len + 1, self.input_ids_BL.shape[1] + 1)]
 
-    def everything(self) -> "Slice":
-        """Return prompt and following tokens in one."""
-        return self._slice(0, self.input_ids_BL.shape[1])
-
     def without_steps(self) -> "Batch":
         """Return a batch that ends with the prompt."""
         return Batch(*self.prompt(), self.prompt_len)
+
+    def with_other_prompt(self) -> "Batch":
+        """Return a batch with the same steps after prompts that are spelt backwards."""
+        ids_BL = self.input_ids_BL.clone()
+        ids_BL[:, : self.prompt_len] = ids_BL[:, : self.prompt_len].flip(1)
+        return self._replace(input_ids_BL=ids_BL.masked_fill(self.attention_mask_BL == 0, PADDING_TOKEN))
 
     def _slice(self, begin: int, end: int) -> "Slice":
         return Slice(
@@ -107,6 +109,9 @@ class WholeRunner:
             self._cache_name: self._cache if use_cache else None,
             "logits_to_keep": logits_to_keep,
         }
+        if self._cache_name == "cache_params":
+            # As in these models' own preparation for `generate`: padding lies before the tokens of a step.
+            inputs["attention_mask"] = mask_of_new_tokens(**inputs)
         output = self._model(**{name: value for name, value in inputs.items() if name in self._parameters})
         logits_BNV: torch.Tensor = output.logits
         return logits_BNV[:, -logits_to_keep:]
