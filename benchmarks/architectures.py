@@ -80,7 +80,7 @@ def measure(model_type: str) -> dict[str, Any]:
     """Return a row of the table: the class, and either the figures or the refusal."""
     architecture = causal_classes(CONFIG_MAPPING[model_type])[0]
     row: dict[str, Any] = {"architecture": architecture.__name__}
-    if model_type in REASONS:
+    if model_type in REASONS and not __import__("os").environ.get("ALLREASONS"):
         return {**row, "refusal": REASONS[model_type]}
     try:
         model = tiny_model(architecture, tiny_config(model_type, NUM_LAYERS))

@@ -42,7 +42,9 @@ def compare(whole: PreTrainedModel, split: PreTrainedModel, num_pairs: int) -> N
             num_pairs,
         )
         per_token_ms = [1000 * statistics.median(times) / new_tokens for times in (unsplit_s, split_s)]
-        print(f"    {name}: {ratio_of(unsplit_s, split_s)}; {per_token_ms[0]:.1f} ms unsplit, {per_token_ms[1]:.1f} split")
+        print(
+            f"    {name}: {ratio_of(unsplit_s, split_s)}; {per_token_ms[0]:.1f} ms unsplit, {per_token_ms[1]:.1f} split"
+        )
 
 
 def main(num_pairs: int) -> None:

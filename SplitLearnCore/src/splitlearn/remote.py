@@ -8,6 +8,7 @@ from collections.abc import Sequence
 from typing import Self
 
 import torch
+
 from splitlearn_comm import GRPCComputeClient, ServiceInfo
 from splitlearn_comm.client import ClientSession
 from splitlearn_core import SplitPoints, TrunkInfo, TrunkMismatchError, TrunkPort, TrunkSession
@@ -75,6 +76,11 @@ class RemoteTrunk(TrunkPort):
         self._free_abandoned()
         session = self._client.session(expected_fingerprint=self._info.fingerprint)
         return RemoteTrunkSession(session, self._info.dtype, self._abandoned)
+
+    def wire_bytes(self) -> int:
+        """Return the bytes of all messages sent and received so far, without what HTTP/2 adds."""
+        counted = self._client.statistics()
+        return counted.bytes_sent + counted.bytes_received
 
     def close(self) -> None:
         """Close the connection; the server frees its sessions."""

@@ -5,11 +5,13 @@ from splitlearn_comm.client.aio_session import AsyncClientSession
 from splitlearn_comm.client.client import GRPCComputeClient
 from splitlearn_comm.client.retry import ExponentialBackoff, FixedDelay, RetryStrategy
 from splitlearn_comm.client.session import ClientSession
+from splitlearn_comm.client.statistics import ClientStatistics
 
 __all__ = [
     "AsyncClientSession",
     "AsyncComputeClient",
     "ClientSession",
+    "ClientStatistics",
     "ExponentialBackoff",
     "FixedDelay",
     "GRPCComputeClient",

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from types import TracebackType
 from typing import Any, Literal, Self, overload
 
@@ -17,6 +18,7 @@ from splitlearn_comm.client.deadline import Deadline
 from splitlearn_comm.client.failures import translate
 from splitlearn_comm.client.retry import RetryStrategy
 from splitlearn_comm.client.settings import ClientSettings, check_size
+from splitlearn_comm.client.statistics import ClientStatistics
 from splitlearn_comm.framing import calls, service
 from splitlearn_comm.messages import ComputeCall, KVEntries, ServiceInfo
 
@@ -39,6 +41,7 @@ class AsyncComputeClient:
         self._get_info = self._channel.unary_unary(protocol.GET_SERVICE_INFO, None, None)
         self._health = self._channel.unary_unary(protocol.HEALTH_CHECK, None, None)
         self._session = self._channel.stream_stream(protocol.SESSION, None, None)
+        self._statistics = ClientStatistics()
         self._info: ServiceInfo | None = None
 
     def __repr__(self) -> str:
@@ -113,6 +116,10 @@ class AsyncComputeClient:
         deadline = Deadline.after(self._settings.connect_timeout_s)
         return service.decode_health(await self._try(self._health, b"", deadline))
 
+    def statistics(self) -> ClientStatistics:
+        """What was counted up to now."""
+        return replace(self._statistics)
+
     async def close(self) -> None:
         """End all sessions and the connection. May be called twice."""
         await self._channel.close(None)
@@ -133,7 +140,8 @@ class AsyncComputeClient:
             reply: bytes = await method(message, timeout=deadline.remaining_s())
         except grpc.RpcError as error:
             raise translate(error, self.address, deadline.timeout_s) from error
+        self._statistics.count(message, reply)
         return reply
 
     def _open_stream(self) -> AsyncStream:
-        return AsyncStream(self._session(None), self.address)
+        return AsyncStream(self._session(None), self.address, self._statistics)

@@ -10,6 +10,7 @@ import grpc.aio
 
 from splitlearn_comm.client.deadline import Deadline
 from splitlearn_comm.client.failures import gone, translate
+from splitlearn_comm.client.statistics import ClientStatistics
 from splitlearn_comm.errors import CommError, RemoteInternalError
 
 _END = grpc.aio.EOF  # type: ignore[attr-defined]
@@ -21,11 +22,13 @@ class AsyncStream:
     Args:
         call: The call, taking and giving bytes.
         address: Where it goes, for messages.
+        statistics: Where to count.
     """
 
-    def __init__(self, call: Any, address: str) -> None:
+    def __init__(self, call: Any, address: str, statistics: ClientStatistics) -> None:
         self._call = call
         self._address = address
+        self._statistics = statistics
 
     async def exchange(self, message: bytes, deadline: Deadline) -> bytes:
         """Send a message and wait for its answer.
@@ -47,6 +50,7 @@ class AsyncStream:
             raise gone(self._address, str(error)) from error
         if answer is _END:
             raise gone(self._address, "it ended the stream")
+        self._statistics.count(message, answer)
         return answer  # type: ignore[no-any-return]
 
     def _translated(self, error: grpc.RpcError, deadline: Deadline) -> CommError:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from types import TracebackType
 from typing import Any, Literal, Self, overload
 
@@ -15,6 +16,7 @@ from splitlearn_comm.client.failures import translate
 from splitlearn_comm.client.retry import RetryStrategy
 from splitlearn_comm.client.session import ClientSession
 from splitlearn_comm.client.settings import ClientSettings, check_size
+from splitlearn_comm.client.statistics import ClientStatistics
 from splitlearn_comm.client.stream import SyncStream
 from splitlearn_comm.client.watch import DeadlineWatch
 from splitlearn_comm.framing import calls, service
@@ -48,6 +50,7 @@ class GRPCComputeClient:
         self._health = self._channel.unary_unary(protocol.HEALTH_CHECK, None, None)
         self._session = self._channel.stream_stream(protocol.SESSION, None, None)
         self._watch = DeadlineWatch()
+        self._statistics = ClientStatistics()
         self._info: ServiceInfo | None = None
 
     def __repr__(self) -> str:
@@ -142,10 +145,14 @@ class GRPCComputeClient:
         """Whether the server takes calls now. Raises `ServerUnavailableError` if there is none, without retrying."""
         return service.decode_health(self._try(self._health, b"", Deadline.after(self._settings.connect_timeout_s)))
 
+    def statistics(self) -> ClientStatistics:
+        """What was counted up to now."""
+        return replace(self._statistics)
+
     def close(self) -> None:
         """End all sessions and the connection. May be called twice."""
-        self._channel.close()
         self._watch.close()
+        self._channel.close()
 
     def __enter__(self) -> Self:
         return self
@@ -163,7 +170,8 @@ class GRPCComputeClient:
             reply: bytes = method(message, timeout=deadline.remaining_s())
         except grpc.RpcError as error:
             raise translate(error, self.address, deadline.timeout_s) from error
+        self._statistics.count(message, reply)
         return reply
 
     def _open_stream(self) -> SyncStream:
-        return SyncStream(self._session, self.address, self._watch)
+        return SyncStream(self._session, self.address, self._watch, self._statistics)

@@ -10,6 +10,7 @@ import grpc
 
 from splitlearn_comm.client.deadline import Deadline
 from splitlearn_comm.client.failures import gone, translate
+from splitlearn_comm.client.statistics import ClientStatistics
 from splitlearn_comm.client.watch import DeadlineWatch
 
 
@@ -20,12 +21,20 @@ class SyncStream:
         method: The call, taking and giving bytes.
         address: Where it goes, for messages.
         watch: Ends waits that are overdue.
+        statistics: Where to count.
     """
 
-    def __init__(self, method: grpc.StreamStreamMultiCallable[Any, Any], address: str, watch: DeadlineWatch) -> None:
+    def __init__(
+        self,
+        method: grpc.StreamStreamMultiCallable[Any, Any],
+        address: str,
+        watch: DeadlineWatch,
+        statistics: ClientStatistics,
+    ) -> None:
         self.due_at_s = math.inf
         self._address = address
         self._watch = watch
+        self._statistics = statistics
         self._was_given_up = False
         self._outbox: SimpleQueue[bytes | None] = SimpleQueue()
         self._call: Any = method(iter(self._outbox.get, None))
@@ -52,6 +61,7 @@ class SyncStream:
             raise translate(error, self._address, deadline.timeout_s) from error
         finally:
             self.due_at_s = math.inf
+        self._statistics.count(message, answer)
         return answer
 
     def give_up(self) -> None:

@@ -17,6 +17,9 @@ class Waiting(Protocol):
     def give_up(self) -> None:
         """Make the waiting end, now."""
 
+    def close(self) -> None:
+        """Free what it holds; it asks to be removed in turn."""
+
 
 class DeadlineWatch:
     """One thread that ends waits whose time is over.
@@ -53,10 +56,13 @@ class DeadlineWatch:
                 self._changed.notify()
 
     def close(self) -> None:
-        """End the thread."""
+        """End the thread, and close all that is still watched over."""
         with self._changed:
             self._is_closed = True
             self._changed.notify()
+            waiters = tuple(self._waiters)
+        for waiter in waiters:
+            waiter.close()
 
     def _watch(self) -> None:
         with self._changed:

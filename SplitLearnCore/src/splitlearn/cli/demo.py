@@ -2,7 +2,7 @@
 
 import os
 import time
-from typing import Annotated
+from typing import Annotated, Any
 
 import torch
 import typer
@@ -43,7 +43,8 @@ def demo(
             out.rule()
             wire_bytes = trunk.wire_bytes()
     num_new = tokens.shape[1] - encoded["input_ids"].shape[1]
-    identical = torch.equal(tokens, whole_model(model).generate(**encoded, **options))
+    whole: Any = whole_model(model)
+    identical = torch.equal(tokens, whole.generate(**encoded, **options))
     out.print(f"identical to the unsplit model: {'[bold green]yes' if identical else '[bold red]no'}[/]")
     out.print(f"{1000 * elapsed_s / num_new:.1f} ms per token, {wire_bytes / num_new:,.0f} bytes per token on the wire")
     if not identical:
