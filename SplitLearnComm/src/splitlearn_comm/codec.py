@@ -46,14 +46,10 @@ class TensorCodec:
         Raises:
             InvalidRequestError: For a complex, quantised, sparse or meta tensor.
         """
-        number = ENUMS.get(tensor.dtype)
-        if number is None or tensor.layout is not torch.strided or tensor.is_meta:
-            raise InvalidRequestError(_refusal(tensor))
-        if tensor.device.type != "cpu" or not tensor.is_contiguous() or tensor.is_neg():
-            tensor = tensor.detach().cpu().contiguous().resolve_neg()
+        tensor = sendable(tensor)
         # string_at copies once, straight into the bytes object; every other way makes an array in between.
         data = ctypes.string_at(tensor.data_ptr(), tensor.nbytes) if tensor.numel() else b""
-        return pb.TensorData(data=data, shape=tensor.shape, dtype=number)  # type: ignore[arg-type]
+        return pb.TensorData(data=data, shape=tensor.shape, dtype=ENUMS[tensor.dtype])  # type: ignore[arg-type]
 
     def decode(self, message: pb.TensorData) -> torch.Tensor:
         """The tensor of a message: on the CPU, writable, sharing memory with nothing.
@@ -69,6 +65,19 @@ class TensorCodec:
             # Any byte may arrive; a bool tensor may only hold 0 and 1.
             return torch.frombuffer(storage, dtype=torch.uint8).ne(0).view(shape)
         return torch.frombuffer(storage, dtype=dtype).view(shape)
+
+
+def sendable(tensor: torch.Tensor) -> torch.Tensor:
+    """The tensor itself, or a copy of it, with its elements in the CPU's memory in the order they are sent in.
+
+    Raises:
+        InvalidRequestError: For a complex, quantised, sparse or meta tensor.
+    """
+    if tensor.dtype not in ENUMS or tensor.layout is not torch.strided or tensor.is_meta:
+        raise InvalidRequestError(_refusal(tensor))
+    if tensor.device.type != "cpu" or not tensor.is_contiguous() or tensor.is_neg():
+        return tensor.detach().cpu().contiguous().resolve_neg()
+    return tensor
 
 
 def checked_fields(message: pb.TensorData) -> tuple[torch.dtype, tuple[int, ...], bytes]:

@@ -78,11 +78,10 @@ class FunctionHost(SessionHost):
 
     def _arguments(self, **given: object) -> dict[str, object]:
         arguments = {name: value for name, value in given.items() if value is not None}
-        lacking = sorted(arguments.keys() - self._accepted)
-        if lacking:
+        if not arguments.keys() <= self._accepted:
             raise UnsupportedOperationError(
-                f"{self.get_info().name!r} takes no {', '.join(lacking)}; call without, "
-                f"or let its compute() name them as arguments"
+                f"{self.get_info().name!r} takes no {', '.join(sorted(arguments.keys() - self._accepted))}; "
+                f"call without, or let its compute() name them as arguments"
             )
         return arguments
 

@@ -1,6 +1,7 @@
 """The synchronous client against servers in other processes, some of which do not live long."""
 
 import socket
+import threading
 from concurrent import futures
 from concurrent.futures import ThreadPoolExecutor
 
@@ -21,7 +22,7 @@ from splitlearn_comm import (
 )
 from splitlearn_comm.client import FixedDelay
 from splitlearn_comm.quickstart import Client
-from splitlearn_comm.testing import CuttableProxy, Gated, Identity, RunningSumHost, ServerProcess, Tenfold
+from splitlearn_comm.testing import CuttableProxy, Gated, Identity, RunningSumHost, ServerProcess, Tenfold, eventually
 
 TOKEN = torch.ones(1, 1, 4)
 SUMS = "splitlearn_comm.testing:RunningSumHost"
@@ -224,12 +225,14 @@ def test_calls_are_retried_until_the_server_is_there() -> None:
 
 
 def test_closing_works_at_any_time(sums: str) -> None:
+    threads = threading.active_count()
     client = Client(sums)
     session = client.session()
     client.close()
     client.close()
     session.close()
     session.close()
+    eventually(lambda: threading.active_count() <= threads)
 
 
 def test_the_first_of_several_that_serves(sums: str) -> None:

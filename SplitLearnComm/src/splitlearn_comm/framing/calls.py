@@ -6,20 +6,24 @@ import torch
 
 from splitlearn_comm._proto.splitlearn.v1 import compute_pb2 as pb
 from splitlearn_comm.errors import UnsupportedOperationError
+from splitlearn_comm.framing.assembly import with_tensor
 from splitlearn_comm.framing.fields import CODEC, attention_mask_of, encode_optional, parse, position_ids_of
 from splitlearn_comm.messages import ComputeCall, ComputeResult, KVEntries, KVEntry
+
+_REQUEST_TENSOR = (pb.ComputeRequest.TENSOR_FIELD_NUMBER,)
+_RESPONSE_TENSOR = (pb.ComputeResponse.TENSOR_FIELD_NUMBER,)
 
 
 def encode_call(call: ComputeCall, expected_fingerprint: str | None = None) -> bytes:
     """The bytes of a call. Raises `InvalidRequestError` for a tensor that cannot be sent."""
-    return pb.ComputeRequest(
-        tensor=CODEC.encode(call.tensor),
+    fields = pb.ComputeRequest(
         attention_mask=encode_optional(call.attention_mask),
         position_ids=encode_optional(call.position_ids),
         past_key_values=_encode_cache(call.past_key_values),
         use_cache=call.use_cache,
         expected_fingerprint=expected_fingerprint or "",
     ).SerializeToString()
+    return with_tensor(fields, _REQUEST_TENSOR, call.tensor)
 
 
 def decode_call(data: bytes) -> tuple[ComputeCall, str]:
@@ -41,9 +45,8 @@ def decode_call(data: bytes) -> tuple[ComputeCall, str]:
 
 def encode_result(result: ComputeResult) -> bytes:
     """The bytes of a result. Raises `InvalidRequestError` for a tensor that cannot be sent."""
-    return pb.ComputeResponse(
-        tensor=CODEC.encode(result.tensor), past_key_values=_encode_cache(result.past_key_values)
-    ).SerializeToString()
+    fields = pb.ComputeResponse(past_key_values=_encode_cache(result.past_key_values)).SerializeToString()
+    return with_tensor(fields, _RESPONSE_TENSOR, result.tensor)
 
 
 def decode_result(data: bytes) -> ComputeResult:

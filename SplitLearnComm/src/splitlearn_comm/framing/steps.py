@@ -9,12 +9,15 @@ import torch
 
 from splitlearn_comm._proto.splitlearn.v1 import compute_pb2 as pb
 from splitlearn_comm.errors import CommError, InvalidRequestError
+from splitlearn_comm.framing.assembly import with_tensor
 from splitlearn_comm.framing.fields import CODEC, attention_mask_of, encode_optional, parse, position_ids_of
 from splitlearn_comm.framing.service import decode_error, encode_error
 from splitlearn_comm.messages import Action, Crop, Forward, Reorder, StartRecording
 from splitlearn_comm.session import Advance, Effect, Mark, Permute, Trim
 
 _DONE = pb.Done()
+_FORWARD_TENSOR = (pb.SessionRequest.FORWARD_FIELD_NUMBER, pb.Forward.TENSOR_FIELD_NUMBER)
+_RESPONSE_TENSOR = (pb.SessionResponse.TENSOR_FIELD_NUMBER,)
 
 
 @dataclass(frozen=True, slots=True)
@@ -46,7 +49,19 @@ def encode_close() -> bytes:
 
 def encode_step(step_id: int, position: int, action: Action) -> bytes:
     """The message of a step. Raises `InvalidRequestError` for a tensor that cannot be sent."""
-    return _request(step_id, position, action).SerializeToString()
+    match action:
+        case Forward(hidden, attention_mask, position_ids):
+            fields = pb.SessionRequest(step_id=step_id, position=position).SerializeToString()
+            return with_tensor(fields, _FORWARD_TENSOR, hidden, _beside(attention_mask, position_ids))
+        case Reorder(indices):
+            request = pb.SessionRequest(step_id=step_id, position=position, reorder=pb.Reorder(indices=indices))
+        case Crop(num_tokens):
+            request = pb.SessionRequest(step_id=step_id, position=position, crop=pb.Crop(num_tokens=num_tokens))
+        case StartRecording():
+            request = pb.SessionRequest(step_id=step_id, position=position, start_recording=pb.StartRecording())
+        case _:
+            assert_never(action)
+    return request.SerializeToString()
 
 
 def parse_request(data: bytes) -> pb.SessionRequest:
@@ -95,7 +110,8 @@ def encode_done(step_id: int, position: int, tensor: torch.Tensor | None = None)
     """The answer to a step: with the tensor of a forward, without one for the others."""
     if tensor is None:
         return pb.SessionResponse(step_id=step_id, position=position, done=_DONE).SerializeToString()
-    return pb.SessionResponse(step_id=step_id, position=position, tensor=CODEC.encode(tensor)).SerializeToString()
+    fields = pb.SessionResponse(step_id=step_id, position=position).SerializeToString()
+    return with_tensor(fields, _RESPONSE_TENSOR, tensor)
 
 
 def encode_refusal(step_id: int, position: int, error: CommError) -> bytes:
@@ -118,23 +134,9 @@ def decode_answer(data: bytes) -> Answer:
             return Answer(step_id, position)
 
 
-def _request(step_id: int, position: int, action: Action) -> pb.SessionRequest:
-    match action:
-        case Forward():
-            return pb.SessionRequest(step_id=step_id, position=position, forward=_forward(action))
-        case Reorder(indices):
-            return pb.SessionRequest(step_id=step_id, position=position, reorder=pb.Reorder(indices=indices))
-        case Crop(num_tokens):
-            return pb.SessionRequest(step_id=step_id, position=position, crop=pb.Crop(num_tokens=num_tokens))
-        case StartRecording():
-            return pb.SessionRequest(step_id=step_id, position=position, start_recording=pb.StartRecording())
-        case _:
-            assert_never(action)
-
-
-def _forward(action: Forward) -> pb.Forward:
-    return pb.Forward(
-        tensor=CODEC.encode(action.hidden),
-        attention_mask=encode_optional(action.attention_mask),
-        position_ids=encode_optional(action.position_ids),
-    )
+def _beside(attention_mask: torch.Tensor | None, position_ids: torch.Tensor | None) -> bytes:
+    """What a forward carries besides its hidden states, serialised."""
+    if attention_mask is None and position_ids is None:
+        return b""
+    message = pb.Forward(attention_mask=encode_optional(attention_mask), position_ids=encode_optional(position_ids))
+    return message.SerializeToString()

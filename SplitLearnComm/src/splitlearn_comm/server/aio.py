@@ -52,16 +52,25 @@ class AioServer:
         """
         self._server = grpc.aio.server(options=self._config.channel_options())
         port = self._bind()
-        await self._host.setup()
         try:
-            self._add_services()
-            await self._server.start()
+            await self._start_host()
         except BaseException:
-            await self._host.teardown()
+            # gRPC gives a port back only when a server that was started is stopped.
+            await self._server.start()
+            await self._server.stop(None)
             raise
+        await self._server.start()
         self._reaper = asyncio.create_task(self._sessions.expire_for_ever())
         await self._set_serving(True)
         return port
+
+    async def _start_host(self) -> None:
+        await self._host.setup()
+        try:
+            self._add_services()
+        except BaseException:
+            await self._host.teardown()
+            raise
 
     async def stop(self, grace_s: float) -> None:
         """Take no new calls, let running ones finish for so long, close all sessions, tear the host down."""

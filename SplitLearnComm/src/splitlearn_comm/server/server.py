@@ -100,7 +100,8 @@ class GRPCComputeServer:
         """Take no new calls, finish the running ones, close the sessions, tear the service down. May be called twice.
 
         Args:
-            grace_s: How long running calls may still take; by default the configuration's `drain_timeout_s`.
+            grace_s: How long running calls may still take; by default the configuration's `drain_timeout_s`. After
+                that their clients get an error; a function that still computes cannot be interrupted and is waited for.
         """
         server, self._running = self._running, None
         self._stop_asked.set()

@@ -53,6 +53,7 @@ class SessionService:
         self._clock = asyncio.get_running_loop().time
         self._streams: dict[asyncio.Task[None], _Stream] = {}
         self._is_draining = False
+        self._opening: set[str] = set()
         self._waiting: dict[str, asyncio.Event] = {}
 
     def __repr__(self) -> str:
@@ -152,11 +153,15 @@ class SessionService:
 
     async def _open_new(self, stream: _Stream, session_id: str) -> Ledger:
         attachment = self._table.open(session_id, self._clock())
+        self._opening.add(session_id)
         try:
             await self._host.open_session(session_id)
         except BaseException:
             self._table.close(session_id, "it could not be opened")
             raise
+        finally:
+            self._opening.discard(session_id)
+            self._wake(session_id)
         stream.session_id, stream.attachment = session_id, attachment
         self._statistics.sessions_opened += 1
         return self._table.ledger(session_id)
@@ -164,8 +169,8 @@ class SessionService:
     async def _resume(self, stream: _Stream, session_id: str) -> Ledger:
         attachment = self._table.resume(session_id, self._clock())
         stream.session_id, stream.attachment = session_id, attachment
-        # A step that came over the old stream may still be running.
-        while self._table.ledger(session_id).is_running:
+        # A step that came over the old stream may still be running, or the host may still make room.
+        while self._table.ledger(session_id).is_running or session_id in self._opening:
             await self._waiting.setdefault(session_id, asyncio.Event()).wait()
         return self._table.ledger(session_id)
 
