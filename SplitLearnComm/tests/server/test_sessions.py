@@ -174,8 +174,10 @@ def test_a_step_that_runs_while_its_connection_breaks_is_done_once() -> None:
         first.outbox.put(forward(1, 0).SerializeToString())
         function.entered.acquire()
         first.end()
+        received = server.statistics().bytes_received
         with ThreadPoolExecutor(1) as pool:
             resumed = pool.submit(second.open, "s", resume=True)
+            eventually(lambda: server.statistics().bytes_received > received)
             function.gate.set()
             assert resumed.result().step_id == 1
         assert second.exchange(forward(1, 0)).position == 2
