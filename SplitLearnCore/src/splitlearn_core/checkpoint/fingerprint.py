@@ -64,9 +64,8 @@ def digest_of(source: Source, filename: str) -> FileDigest:
         if listed.sha256:
             return listed
         path = source.find(filename) or path
-    if filename.endswith(".safetensors"):
-        # Otherwise a truncated file would pass for another checkpoint.
-        check_complete(path)
+    # Otherwise a truncated file would pass for another checkpoint.
+    check_complete(path)
     return FileDigest(name=filename, size=path.stat().st_size, sha256=sha256_of(path.resolve()))
 
 

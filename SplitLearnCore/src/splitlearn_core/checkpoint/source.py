@@ -1,13 +1,16 @@
 """Where a checkpoint is: the built-in model, a local directory, the local hub cache, or the hub, in this order."""
 
+import logging
 from dataclasses import dataclass
 from pathlib import Path
 
-from huggingface_hub import hf_hub_download
+from huggingface_hub import _CACHED_NO_EXIST, hf_hub_download, try_to_load_from_cache
 from huggingface_hub.errors import EntryNotFoundError, HfHubHTTPError, HFValidationError, LocalEntryNotFoundError
 
 from splitlearn_core.builtin import BUILTIN_MODEL_ID, builtin_directory
 from splitlearn_core.errors import CheckpointError
+
+logger = logging.getLogger(__name__)
 
 CONFIG_FILE = "config.json"
 
@@ -32,9 +35,19 @@ class Source:
         path = self.directory / filename
         if path.is_file() or self.commit is None:
             return path if path.is_file() else None
+        if try_to_load_from_cache(self.model_id, filename, revision=self.commit) is _CACHED_NO_EXIST:
+            return None  # the hub said so before; a commit does not change
         try:
             return fetch(self.model_id, filename, self.commit)
         except EntryNotFoundError:
+            return None
+
+    def find_optional(self, filename: str) -> Path | None:
+        """Return the path of a file that many checkpoints lack; a hub that cannot be asked is taken to lack it too."""
+        try:
+            return self.find(filename)
+        except CheckpointError:
+            logger.warning("the hub cannot be asked whether %s has a %s: going on without", self.model_id, filename)
             return None
 
     def files_here(self) -> list[str]:

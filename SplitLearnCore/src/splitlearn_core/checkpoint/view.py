@@ -32,7 +32,7 @@ def part_view(source: Source, index: WeightIndex, tensors: set[str] | None) -> I
     shown = {name: f for name, f in (index.file_of_tensor or {}).items() if tensors is None or name in tensors}
     files = sorted(set(shown.values())) if index.file_of_tensor is not None else list(index.files)
     paths = {name: _bring(source, name) for name in files}
-    optional = {name: path for name in (CONFIG_FILE, GENERATION_CONFIG) if (path := source.find(name))}
+    optional = {name: path for name in (CONFIG_FILE, GENERATION_CONFIG) if (path := source.find_optional(name))}
     with tempfile.TemporaryDirectory(prefix="splitlearn-") as directory:
         view = Path(directory)
         for name, path in {**paths, **optional}.items():
@@ -47,8 +47,7 @@ def _bring(source: Source, filename: str) -> Path:
     path = source.find(filename)
     if path is None:
         raise CheckpointError(f"{source.model_id} names the weight file {filename}, but it is not there")
-    if filename.endswith(".safetensors"):
-        check_complete(path)
+    check_complete(path)
     return path
 
 

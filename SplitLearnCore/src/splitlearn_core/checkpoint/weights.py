@@ -3,6 +3,7 @@
 import json
 import re
 import struct
+import zipfile
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -15,6 +16,7 @@ from splitlearn_core.errors import CheckpointError
 from splitlearn_core.split.cut import Cut
 from splitlearn_core.split.layers import find_layers, parameter_name
 
+ZIP_START = b"PK\x03\x04"
 INDEX_SUFFIX = ".index.json"
 WEIGHT_FILES = ("model.safetensors", "pytorch_model.bin")
 """Single-file names in the order in which transformers looks for them; each may be sharded with an index."""
@@ -109,6 +111,25 @@ def without_prefix(name: str, model: PreTrainedModel) -> str:
 
 
 def check_complete(path: Path) -> None:
+    """Check that a weight file was not cut off; reads no tensor.
+
+    Raises:
+        CheckpointError: the file is truncated or is not of the kind that its name says.
+    """
+    if path.suffix == ".safetensors":
+        check_complete_safetensors(path)
+        return
+    with path.open("rb") as file:
+        is_archive = file.read(len(ZIP_START)) == ZIP_START
+    # What torch.save writes is an archive whose table of contents comes last; very old files are none.
+    if path.stat().st_size == 0 or (is_archive and not zipfile.is_zipfile(path)):
+        raise CheckpointError(
+            f"{path} is truncated: its {path.stat().st_size} bytes do not end where a file of torch "
+            "ends; fetch or copy it again"
+        )
+
+
+def check_complete_safetensors(path: Path) -> None:
     """Check that a safetensors file is as long as its header says; reads the header alone.
 
     The format: 8 bytes of header length (little-endian), a JSON header with byte offsets, the tensors
