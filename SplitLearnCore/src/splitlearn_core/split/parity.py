@@ -4,7 +4,7 @@ Tensor shapes: B rows, T tokens of the prompt, S tokens that follow, V vocabular
 """
 
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from functools import partial
 from typing import NamedTuple
@@ -15,7 +15,7 @@ from transformers import PreTrainedModel
 
 from splitlearn_core.split.cut_copy import cut_apart
 from splitlearn_core.split.layers import decoder_config, num_decoder_layers
-from splitlearn_core.split.points import resolve_split_points
+from splitlearn_core.split.points import SplitPoints, resolve_split_points
 from splitlearn_core.split.trial import ROW_LENGTHS, Batch, PartsRunner, Runner, Slice, WholeRunner, padded_batch
 
 TOLERANCE = 5e-6
@@ -96,6 +96,27 @@ def check_parity(
         trunk_effect=difference(without_trunk_KV, wanted.prompt_KV),
         cache_effect=difference(run_all(whole, batch.with_other_prompt()).steps_KV, wanted.steps_KV),
     )
+
+
+def failure_at_other_cuts(
+    model: PreTrainedModel,
+    cuts: Iterable[Sequence[int]],
+    num_steps: int = 3,
+    row_lengths: Sequence[int] = ROW_LENGTHS,
+) -> str | None:
+    """Compare prompt and steps at several cuts, without gradients; say in one clause where they differ, or None.
+
+    Raises:
+        Exception: whatever a forward of the model or of a part raises.
+    """
+    batch = padded_batch(decoder_config(model.config).vocab_size, num_steps, row_lengths)
+    wanted = run_all(partial(WholeRunner, model), batch)
+    for points in cuts:
+        got = run_all(partial(PartsRunner, cut_apart(model, SplitPoints(*points))), batch)
+        worst = max(difference(ours, theirs) for ours, theirs in zip(got, wanted, strict=True))
+        if worst > TOLERANCE:
+            return f"its logits differ by {worst:.1e} of the largest when it is cut at {tuple(points)}"
+    return None
 
 
 class Logits(NamedTuple):

@@ -14,7 +14,7 @@ from transformers import PreTrainedConfig, PreTrainedModel
 from splitlearn_core.errors import UnsupportedModelError
 from splitlearn_core.parts.classes import architecture_of
 from splitlearn_core.split.layers import decoder_config
-from splitlearn_core.split.parity import check_parity
+from splitlearn_core.split.parity import check_parity, failure_at_other_cuts
 from splitlearn_core.split.refusals import CONDITIONS, REASONS
 from splitlearn_core.split.tiny import tiny_config, tiny_config_like, tiny_model
 
@@ -108,14 +108,12 @@ def self_check(config: PreTrainedConfig, architecture: type[PreTrainedModel]) ->
         model = _tiny_model_like(config, architecture)
     except Exception as error:  # a family may refuse sizes that do not suit it with anything
         return f"no tiny model of it can be made to check the cut on ({_first_line(error)})"
-    for points in combinations(range(1, SELF_CHECK_LAYERS), 2):
-        try:
-            failure = check_parity(model, points, num_steps=SELF_CHECK_STEPS, with_gradients=False).failure()
-        except Exception as error:  # a layer that misses what lives elsewhere may fail with anything
-            failure = f"a part of it fails on its own ({_first_line(error)})"
-        if failure is not None:
-            return f"{failure} when a tiny model of it is cut at {points}"
-    return None
+    try:
+        first, *others = combinations(range(1, SELF_CHECK_LAYERS), 2)
+        parity = check_parity(model, first, num_steps=SELF_CHECK_STEPS, with_gradients=False)
+        return parity.failure() or failure_at_other_cuts(model, others, num_steps=SELF_CHECK_STEPS)
+    except Exception as error:  # a layer that misses what lives elsewhere may fail with anything
+        return f"a part of it fails on its own ({_first_line(error)})"
 
 
 def _tiny_model_like(config: PreTrainedConfig, architecture: type[PreTrainedModel]) -> PreTrainedModel:
