@@ -68,9 +68,9 @@ class HostedTrunk(SessionHost):
         )
 
     async def teardown(self) -> None:
-        """End the model's thread."""
+        """End the model's thread; the host may be set up again."""
         self._caches.clear()
-        self._worker.shutdown()
+        await self._worker.shutdown()
 
     async def compute(self, call: ComputeCall) -> ComputeResult:
         """Run the layers once; the cache, if any, comes and goes with the call."""

@@ -1,0 +1,39 @@
+"""`ServerConfig`: what it refuses, and that all of it reaches the wire."""
+
+from dataclasses import FrozenInstanceError, asdict, fields
+from typing import Any
+
+import pytest
+
+from splitlearn_comm.server import GRPCServerConfig
+from splitlearn_manager import ServerConfig
+from splitlearn_manager.managed_server import comm_config
+
+
+def test_an_unknown_key_is_an_error() -> None:
+    with pytest.raises(TypeError, match="max_sesions"):
+        ServerConfig(max_sesions=3)  # type: ignore[call-arg]
+
+
+@pytest.mark.parametrize("name", [item.name for item in fields(ServerConfig) if not isinstance(item.default, bool)])
+@pytest.mark.parametrize("value", [0, -1, "3", None, True, float("nan")])
+def test_numbers_are_greater_than_zero(name: str, value: Any) -> None:
+    with pytest.raises(ValueError, match=f"{name} must be a number greater than zero; got {value!r}"):
+        ServerConfig(**{name: value})
+
+
+def test_a_switch_is_true_or_false() -> None:
+    assert ServerConfig(refuse_nonfinite=False).refuse_nonfinite is False
+    with pytest.raises(ValueError, match="refuse_nonfinite must be True or False; got 0"):
+        ServerConfig(refuse_nonfinite=0)  # type: ignore[arg-type]
+
+
+def test_nothing_is_changed_afterwards() -> None:
+    with pytest.raises(FrozenInstanceError):
+        ServerConfig().max_sessions = 3  # type: ignore[misc]
+
+
+def test_every_setting_of_the_wire_is_handed_on() -> None:
+    values: dict[str, Any] = {item.name: index + 2 for index, item in enumerate(fields(GRPCServerConfig))}
+    values["refuse_nonfinite"] = False
+    assert asdict(comm_config(ServerConfig(**values))) == values
