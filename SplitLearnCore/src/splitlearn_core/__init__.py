@@ -14,11 +14,13 @@ from splitlearn_core.parts.bottom import Bottom
 from splitlearn_core.parts.client import SplitModel
 from splitlearn_core.parts.load import load_part, load_split_model
 from splitlearn_core.parts.load_client import load_client_model
+from splitlearn_core.parts.load_piece import SplitConfig
 from splitlearn_core.parts.part import HiddenOutput, LogitsOutput
 from splitlearn_core.parts.port import LocalTrunk, TrunkInfo, TrunkPort, TrunkSession
+from splitlearn_core.parts.splitter import ModelFactory, ModelSplitter, SplitPlan
 from splitlearn_core.parts.top import Top
 from splitlearn_core.parts.trunk import Trunk
-from splitlearn_core.split.cut_copy import Parts
+from splitlearn_core.split.cut_copy import SplitResult
 from splitlearn_core.split.points import SplitPoints, default_split_points
 from splitlearn_core.split.split_model import split_model
 
@@ -31,11 +33,15 @@ __all__ = [
     "HiddenOutput",
     "LocalTrunk",
     "LogitsOutput",
+    "ModelFactory",
+    "ModelSplitter",
     "PartInputError",
-    "Parts",
+    "SplitConfig",
     "SplitModel",
+    "SplitPlan",
     "SplitPointError",
     "SplitPoints",
+    "SplitResult",
     "Top",
     "Trunk",
     "TrunkInfo",

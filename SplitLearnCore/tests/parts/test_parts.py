@@ -9,8 +9,8 @@ from splitlearn_core import (
     HiddenOutput,
     LogitsOutput,
     PartInputError,
-    Parts,
     SplitPointError,
+    SplitResult,
     UnsupportedModelError,
     split_model,
 )
@@ -20,18 +20,18 @@ IDS = padded_prompt(100)["input_ids"]
 
 
 @pytest.fixture(scope="module")
-def parts() -> Parts:
+def parts() -> SplitResult:
     return split_model(tiny_split("gpt2").whole, (2, 4))
 
 
-def test_without_a_cache_plain_tensors_come_back(parts: Parts) -> None:
+def test_without_a_cache_plain_tensors_come_back(parts: SplitResult) -> None:
     hidden = parts.bottom(IDS)
     logits = parts.top(parts.trunk(hidden))
     assert hidden.shape == (2, 9, parts.trunk.hidden_size)
     assert logits.shape[:2] == (2, 9)
 
 
-def test_with_a_cache_named_tuples_come_back(parts: Parts) -> None:
+def test_with_a_cache_named_tuples_come_back(parts: SplitResult) -> None:
     bottom, trunk = parts.bottom(IDS, use_cache=True), parts.trunk(parts.bottom(IDS), use_cache=True)
     top = parts.top(trunk.hidden_states, use_cache=True)
     assert isinstance(bottom, HiddenOutput)
@@ -64,7 +64,7 @@ def test_the_model_that_was_split_is_unchanged() -> None:
         ([[1.0]], "got list"),
     ],
 )
-def test_a_trunk_refuses_what_cannot_be_hidden_states(parts: Parts, hidden: Any, said: str) -> None:
+def test_a_trunk_refuses_what_cannot_be_hidden_states(parts: SplitResult, hidden: Any, said: str) -> None:
     if isinstance(hidden, torch.Tensor) and hidden.shape[-1] == 48:
         hidden = hidden.new_zeros(*hidden.shape[:-1], parts.trunk.hidden_size)
         said = said.replace("48", str(parts.trunk.hidden_size))
@@ -73,12 +73,12 @@ def test_a_trunk_refuses_what_cannot_be_hidden_states(parts: Parts, hidden: Any,
 
 
 @pytest.mark.parametrize("ids", [torch.zeros(1, 3), torch.zeros(3, dtype=torch.long)])
-def test_a_bottom_refuses_what_are_no_token_ids(parts: Parts, ids: torch.Tensor) -> None:
+def test_a_bottom_refuses_what_are_no_token_ids(parts: SplitResult, ids: torch.Tensor) -> None:
     with pytest.raises(PartInputError, match="token ids"):
         parts.bottom(ids)
 
 
-def test_a_cache_of_another_part_is_refused(parts: Parts) -> None:
+def test_a_cache_of_another_part_is_refused(parts: SplitResult) -> None:
     _, cache = parts.bottom(IDS, use_cache=True)
     with pytest.raises(PartInputError, match="what this part returned"):
         parts.trunk(parts.bottom(IDS), past_key_values=cache)
@@ -90,7 +90,7 @@ def test_cut_points_out_of_order_or_range_are_refused(points: Any) -> None:
         split_model(tiny_split("gpt2").whole, points)
 
 
-def test_a_part_cannot_be_split_again(parts: Parts) -> None:
+def test_a_part_cannot_be_split_again(parts: SplitResult) -> None:
     with pytest.raises(UnsupportedModelError, match="expected a whole"):
         split_model(parts.trunk, (2, 4))
 

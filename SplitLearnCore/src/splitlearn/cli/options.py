@@ -12,9 +12,7 @@ SplitAt = Annotated[
 ]
 DtypeName = Annotated[
     str | None,
-    typer.Option(
-        "--dtype", help="float32, bfloat16 or float16. Default: float32 on a CPU, the checkpoint's on a GPU."
-    ),
+    typer.Option("--dtype", help="float32, bfloat16 or float16. Default: float32 on a CPU, the checkpoint's on a GPU."),
 ]
 Device = Annotated[str | None, typer.Option(help="cpu, cuda, cuda:1, … Default: the first GPU if there is one.")]
 

@@ -36,9 +36,7 @@ def export_cache(cache: PartCache) -> list[LayerState]:
     Raises:
         UnsupportedModelError: the architecture caches something that cannot be exported.
     """
-    return [
-        LayerState(layer=index, kind=kind_of(layer), tensors=_read(layer)) for index, layer in cache.own_items()
-    ]
+    return [LayerState(layer=index, kind=kind_of(layer), tensors=_read(layer)) for index, layer in cache.own_items()]
 
 
 def import_cache(cache: PartCache, states: list[LayerState], position: int) -> None:
@@ -92,7 +90,8 @@ def _write(layer: Any, tensors: Mapping[str, torch.Tensor], position: int) -> No
     if isinstance(layer, LinearAttentionLayer):
         for name, state in tensors.items():
             kind, _, index = name.partition(".")
-            layer.lazy_initialization(**{f"{kind}_states": state}, state_idx=int(index))
+            initial: dict[str, Any] = {f"{kind}_states": state, "state_idx": int(index)}
+            layer.lazy_initialization(**initial)
             getattr(layer, f"{kind}_states")[int(index)].copy_(state)
             layer.has_previous_state[int(index)] = True
         return

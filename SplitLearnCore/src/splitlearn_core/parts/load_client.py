@@ -2,6 +2,7 @@
 
 import logging
 from collections.abc import Sequence
+from dataclasses import replace
 
 import torch
 
@@ -10,7 +11,7 @@ from splitlearn_core.checkpoint.source import Source, locate
 from splitlearn_core.checkpoint.weights import read_weight_index
 from splitlearn_core.errors import TrunkMismatchError
 from splitlearn_core.parts.client import SplitModel
-from splitlearn_core.parts.load import load_piece, read_config
+from splitlearn_core.parts.load_piece import SplitConfig, load_piece, read_config
 from splitlearn_core.parts.port import LocalTrunk, TrunkInfo, TrunkPort
 from splitlearn_core.parts.trunk import Trunk
 from splitlearn_core.split.layers import num_decoder_layers
@@ -46,14 +47,12 @@ def load_client_model(
         UnsupportedModelError: the model cannot be cut exactly.
     """
     source = locate(model_id, revision)
+    split = SplitConfig(split_points=split_points, device=device, dtype=dtype, attn_implementation=attn_implementation)
     if trunk is None:
-        trunk = load_piece(
-            Trunk, source, split_points, device=device, dtype=dtype, attn_implementation=attn_implementation
-        )
+        trunk = load_piece(Trunk, source, split)
     port = trunk if isinstance(trunk, TrunkPort) else LocalTrunk(trunk)
     check_trunk(port.info, source, split_points)
-    points = port.info.split_points
-    model = load_piece(SplitModel, source, points, device=device, dtype=dtype, attn_implementation=attn_implementation)
+    model = load_piece(SplitModel, source, replace(split, split_points=port.info.split_points))
     model.trunk = port
     if model.dtype != port.info.dtype:
         logger.warning(

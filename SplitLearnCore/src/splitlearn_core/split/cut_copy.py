@@ -13,7 +13,7 @@ from splitlearn_core.split.layers import num_decoder_layers
 from splitlearn_core.split.points import SplitPoints
 
 
-class Parts(NamedTuple):
+class SplitResult(NamedTuple):
     """The three parts of one model."""
 
     bottom: Bottom
@@ -21,9 +21,9 @@ class Parts(NamedTuple):
     top: Top
 
 
-def cut_apart(model: PreTrainedModel, points: SplitPoints) -> Parts:
+def cut_apart(model: PreTrainedModel, points: SplitPoints) -> SplitResult:
     """Cut a model into its three parts, whether or not its type is known to be exact when cut."""
-    return Parts(cut_copy(Bottom, model, points), cut_copy(Trunk, model, points), cut_copy(Top, model, points))
+    return SplitResult(cut_copy(Bottom, model, points), cut_copy(Trunk, model, points), cut_copy(Top, model, points))
 
 
 def cut_copy(kind: type[CutModelT], model: PreTrainedModel, points: SplitPoints) -> CutModelT:
