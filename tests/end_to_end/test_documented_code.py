@@ -4,7 +4,6 @@
 """
 
 import re
-import shutil
 import signal
 import socket
 import subprocess
@@ -14,8 +13,6 @@ from contextlib import contextmanager
 from pathlib import Path
 
 import pytest
-import torch
-from transformers import GPT2Config, GPT2LMHeadModel
 
 import splitlearn
 import splitlearn_comm
@@ -23,15 +20,12 @@ import splitlearn_core
 import splitlearn_manager
 from splitlearn_comm.quickstart import Client
 from splitlearn_comm.testing.waiting import eventually
-from splitlearn_core import CheckpointError, load_tokenizer
-from splitlearn_core.builtin import builtin_directory
 from tests.support.hub import Hub
 from tests.support.pages import blocks_of
 
 ROOT = Path(__file__).resolve().parents[2]
 PAGES = [ROOT / "README.md", ROOT / "docs" / "api.md"]
 PACKAGES = [splitlearn, splitlearn_core, splitlearn_comm, splitlearn_manager]
-TOKENIZER_FILES = ("tokenizer.json", "tokenizer_config.json")
 
 PROMISED = [
     'server = ManagedServer("gpt2", port=50051)',
@@ -52,25 +46,6 @@ PROMISED = [
     "    Client(server.address).compute(torch.ones(3))",
 ]
 """Lines that are promised to work from the first version on."""
-
-
-@pytest.fixture(scope="module")
-def hub_with_gpt2(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Hub]:
-    """A hub that has a random model under the id `gpt2`: 12 layers of width 768, and the tokenizer of our own model."""
-    directory = tmp_path_factory.mktemp("gpt2")
-    try:
-        vocabulary_size = len(load_tokenizer("builtin"))
-    except CheckpointError as error:
-        pytest.skip(f"the built-in model is not there: {error}")
-    with torch.device("cpu"):
-        model = GPT2LMHeadModel(GPT2Config(vocab_size=vocabulary_size, eos_token_id=0, bos_token_id=0))
-    model.to(torch.float16).save_pretrained(directory)
-    for name in TOKENIZER_FILES:
-        shutil.copy(builtin_directory() / name, directory)
-    with Hub(tmp_path_factory.mktemp("home") / "hf") as hub:
-        hub.publish("gpt2", directory)
-        yield hub
-    shutil.rmtree(directory)
 
 
 def free_port() -> int:

@@ -1,0 +1,81 @@
+"""Every example, as the process that its first lines say how to start."""
+
+import signal
+from pathlib import Path
+
+import pytest
+import torch
+
+from splitlearn_core import load_tokenizer
+from splitlearn_core.builtin import builtin_directory
+from tests.support.checkpoints import load_whole
+from tests.support.hub import Hub
+from tests.support.programs import ROOT, run_program, serving_program
+
+EXAMPLES = sorted((ROOT / "examples").glob("*.py"))
+
+
+def run_example(name: str, *arguments: str, hub: Hub | None = None, **variables: str) -> str:
+    """Run an example with a hub, or offline; returns what it printed."""
+    environment = {**hub.environment(), **variables} if hub else None
+    result = run_program([f"examples/{name}.py", *arguments], environment)
+    assert result.returncode == 0, result.stderr
+    assert "Traceback" not in result.stderr
+    return result.stdout
+
+
+def greedy_text(prompt: str, num_tokens: int) -> str:
+    """What the unsplit built-in model says."""
+    tokenizer = load_tokenizer("builtin")
+    encoded = tokenizer(prompt, return_tensors="pt")
+    whole = load_whole(builtin_directory())
+    tokens = whole.generate(**encoded, max_new_tokens=num_tokens, do_sample=False, pad_token_id=0, eos_token_id=None)
+    return str(tokenizer.decode(tokens[0]))
+
+
+@pytest.mark.slow
+def test_quickstart_and_generation_by_hand() -> None:
+    with serving_program(["examples/quickstart_server.py", "builtin", "0"], ended_by=signal.SIGINT) as address:
+        said = run_example("quickstart_client", address)
+        by_hand = run_example("generate_with_cache", address)
+    first_line, _, text = said.partition("\n\n")
+    assert first_line == f"# layers 2 to 5 of 8 run at {address}"
+    assert greedy_text("def read_lines(path):\n", 60).startswith(text.strip())
+    assert len(text) > len("def read_lines(path):\n")
+    assert by_hand == greedy_text("import os\n\n\ndef main():\n", 40) + "\n"
+
+
+@pytest.mark.slow
+def test_generation_by_hand_brings_a_server_of_its_own() -> None:
+    assert run_example("generate_with_cache").startswith("import os\n\n\ndef main():\n")
+
+
+@pytest.mark.slow
+def test_split_learning_minimal() -> None:
+    lines = run_example("split_learning_minimal").splitlines()
+    losses = [float(line.rpartition(" ")[2]) for line in lines if line.startswith("step ")]
+    crossing = [line for line in lines if line.startswith("  to the trunk: hidden states [1, ")]
+    assert len(losses) == len(crossing) == 12
+    assert all("and from it: gradients [1, " in line for line in crossing)
+    assert losses[-1] < losses[0] / 4
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(600)
+def test_gpt2_client(hub_with_gpt2: Hub) -> None:
+    torch.manual_seed(0)
+    serve = ["-m", "splitlearn", "serve", "gpt2", "--port", "0", "--log-level", "warning"]
+    with serving_program(serve, hub_with_gpt2.environment()) as address:
+        said = run_example("gpt2_client", "Once upon", hub=hub_with_gpt2, GPT2_TRUNK_SERVER=address)
+    assert said.startswith("Once upon")
+
+
+@pytest.mark.parametrize("path", EXAMPLES, ids=lambda path: path.stem)
+def test_examples_are_short(path: Path) -> None:
+    assert len(path.read_text().splitlines()) < 60
+
+
+def test_every_example_is_run_here() -> None:
+    own = Path(__file__).read_text()
+    assert [path.name for path in EXAMPLES if path.stem not in own] == []
+    assert len(EXAMPLES) >= 5
