@@ -16,7 +16,7 @@ from splitlearn_core.parts.classes import architecture_of
 from splitlearn_core.split.layers import decoder_config
 from splitlearn_core.split.parity import check_parity, failure_at_other_cuts
 from splitlearn_core.split.refusals import CONDITIONS, REASONS
-from splitlearn_core.split.tiny import tiny_config, tiny_config_like, tiny_model
+from splitlearn_core.split.tiny import default_tiny_config, tiny_config_like, tiny_model
 
 SELF_CHECK_LAYERS = 4
 """With four layers every kind of cut is there: parts of one layer and of two, at either end."""
@@ -107,23 +107,24 @@ def self_check(config: PreTrainedConfig, architecture: type[PreTrainedModel]) ->
     try:
         model = _tiny_model_like(config, architecture)
     except Exception as error:  # a family may refuse sizes that do not suit it with anything
-        return f"no tiny model of it can be made to check the cut on ({_first_line(error)})"
+        return f"no tiny model of it can be made to check the cut on ({first_line(error)})"
     try:
         first, *others = combinations(range(1, SELF_CHECK_LAYERS), 2)
         parity = check_parity(model, first, num_steps=SELF_CHECK_STEPS, with_gradients=False)
         return parity.failure() or failure_at_other_cuts(model, others, num_steps=SELF_CHECK_STEPS)
     except Exception as error:  # a layer that misses what lives elsewhere may fail with anything
-        return f"a part of it fails on its own ({_first_line(error)})"
+        return f"a part of it fails on its own ({first_line(error)})"
 
 
 def _tiny_model_like(config: PreTrainedConfig, architecture: type[PreTrainedModel]) -> PreTrainedModel:
     try:
         return tiny_model(architecture, tiny_config_like(config, SELF_CHECK_LAYERS))
     except Exception:  # the sizes of a real model's features need not suit a tiny one: take the family's defaults
-        return tiny_model(architecture, tiny_config(config.model_type, SELF_CHECK_LAYERS))
+        return tiny_model(architecture, default_tiny_config(type(config), SELF_CHECK_LAYERS))
 
 
-def _first_line(error: Exception) -> str:
+def first_line(error: Exception) -> str:
+    """Return the first line of an error's message, or its type where it has none."""
     return next(iter(str(error).strip().splitlines()), type(error).__name__)
 
 

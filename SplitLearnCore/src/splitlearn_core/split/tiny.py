@@ -30,6 +30,15 @@ def tiny_config(model_type: str, num_layers: int = 6) -> PreTrainedConfig:
     config_class = CONFIG_MAPPING[model_type]
     if any(takes_text_part(config_class, architecture) for architecture in causal_classes(config_class)[:1]):
         config_class = config_class.sub_configs["text_config"]
+    return default_tiny_config(config_class, num_layers)
+
+
+def default_tiny_config(config_class: type[PreTrainedConfig], num_layers: int = 6) -> PreTrainedConfig:
+    """Return a tiny configuration of a class, also of one that transformers does not know.
+
+    Raises:
+        Exception: whatever the family's own validation says where the sizes do not suit it.
+    """
     return _tiny(config_class, num_layers, {})
 
 
