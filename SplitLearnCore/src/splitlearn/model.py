@@ -1,10 +1,14 @@
 """`SplitModelForCausalLM`: from a model's name and a trunk's address to a Hugging Face model."""
 
 from collections.abc import Sequence
+from typing import TYPE_CHECKING
 
 import torch
 
 from splitlearn_core import SplitModel, Trunk, TrunkPort, load_client_model
+
+if TYPE_CHECKING:
+    from splitlearn.remote import RemoteTrunk
 
 
 class SplitModelForCausalLM:
@@ -50,7 +54,7 @@ class SplitModelForCausalLM:
         """
         return load_client_model(
             model_id,
-            trunk if trunk is None or isinstance(trunk, (TrunkPort, Trunk)) else _connect(trunk),
+            trunk if trunk is None or isinstance(trunk, (TrunkPort, Trunk)) else connect(trunk),
             split_points,
             device=device,
             dtype=dtype,
@@ -59,7 +63,12 @@ class SplitModelForCausalLM:
         )
 
 
-def _connect(address: object) -> TrunkPort:
+def connect(address: object) -> "RemoteTrunk":
+    """Connect to a trunk on a server; arguments and errors as in `SplitModelForCausalLM.from_pretrained`.
+
+    Raises:
+        ImportError: SplitLearnComm is not installed.
+    """
     if not isinstance(address, Sequence):
         raise TypeError(f"trunk= takes an address 'host:port', a Trunk or a TrunkPort; got {type(address).__name__}")
     try:

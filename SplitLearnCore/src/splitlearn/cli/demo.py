@@ -12,8 +12,7 @@ from transformers import AutoModelForCausalLM, PreTrainedModel, TextStreamer
 from splitlearn.cli.child_server import child_server
 from splitlearn.cli.options import Model
 from splitlearn.cli.quiet import set_up_logging
-from splitlearn.model import SplitModelForCausalLM
-from splitlearn.remote import RemoteTrunk
+from splitlearn.model import SplitModelForCausalLM, connect
 from splitlearn_core import SplitModel, load_tokenizer
 from splitlearn_core.checkpoint.source import locate
 
@@ -31,17 +30,15 @@ def demo(
     tokenizer = load_tokenizer(model)
     encoded = tokenizer(prompt, return_tensors="pt")
     options = {"max_new_tokens": max_new_tokens, "do_sample": False, "pad_token_id": tokenizer.eos_token_id}
-    with child_server(model) as (address, server_pid):
-        trunk = RemoteTrunk.connect(address)
-        with trunk:
-            split = SplitModelForCausalLM.from_pretrained(model, trunk=trunk)
-            introduce(out, model, split, address, server_pid)
-            out.rule("text")
-            started = time.perf_counter()
-            tokens: torch.Tensor = split.generate(**encoded, **options, streamer=TextStreamer(tokenizer))
-            elapsed_s = time.perf_counter() - started
-            out.rule()
-            wire_bytes = trunk.wire_bytes()
+    with child_server(model) as (address, server_pid), connect(address) as trunk:
+        split = SplitModelForCausalLM.from_pretrained(model, trunk=trunk)
+        introduce(out, model, split, address, server_pid)
+        out.rule("text")
+        started = time.perf_counter()
+        tokens: torch.Tensor = split.generate(**encoded, **options, streamer=TextStreamer(tokenizer))
+        elapsed_s = time.perf_counter() - started
+        out.rule()
+        wire_bytes = trunk.wire_bytes()
     num_new = tokens.shape[1] - encoded["input_ids"].shape[1]
     whole: Any = whole_model(model)
     identical = torch.equal(tokens, whole.generate(**encoded, **options))

@@ -19,7 +19,7 @@ def generate(
         str | None, typer.Option(help="host:port of a trunk server. Default: load the trunk into this process.")
     ] = None,
     max_new_tokens: Annotated[int, typer.Option(min=1, help="Tokens to generate.")] = 50,
-    sample: Annotated[bool, typer.Option("--sample", help="Sample instead of taking the likeliest token.")] = False,
+    sample: Annotated[bool, typer.Option("--sample", help="Sample. Default: take the likeliest token.")] = False,
     temperature: Annotated[float, typer.Option(help="With --sample: below 1 careful, above 1 bold.")] = 1.0,
     seed: Annotated[int, typer.Option(help="With --sample: the same seed gives the same text.")] = 0,
     split_points: SplitAt = None,

@@ -8,7 +8,12 @@ import typer
 Model = Annotated[str, typer.Argument(help="Hub id, local directory, or 'builtin'.")]
 SplitAt = Annotated[
     str | None,
-    typer.Option("--split-points", metavar="A,B", help="Bottom = layers [0,A), Trunk = [A,B), Top = the rest."),
+    typer.Option(
+        "--split-points",
+        metavar="A,B",
+        help="Bottom = layers 0 to A-1, Trunk = A to B-1, Top = the rest. Default: two layers at each end; with a "
+        "trunk on a server its own.",
+    ),
 ]
 DtypeName = Annotated[
     str | None,

@@ -15,7 +15,9 @@ def serve(
     split_points: SplitAt = None,
     device: Device = None,
     dtype: DtypeName = None,
-    attn_implementation: Annotated[str | None, typer.Option(help="sdpa, eager, flash_attention_2, …")] = None,
+    attn_implementation: Annotated[
+        str | None, typer.Option(help="sdpa, eager, flash_attention_2, … Default: what the model prefers.")
+    ] = None,
     log_level: Annotated[str, typer.Option(help="debug, info, warning or error.")] = "info",
 ) -> None:
     """Host the Trunk of a model until SIGINT or SIGTERM."""

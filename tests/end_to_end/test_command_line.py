@@ -1,0 +1,163 @@
+"""The `splitlearn` command, as the process that people start."""
+
+import re
+import signal
+import sys
+from pathlib import Path
+
+import pytest
+from typer.testing import CliRunner
+
+from splitlearn.cli.app import app, main
+from splitlearn_comm.quickstart import Client
+from splitlearn_core import load_tokenizer
+from splitlearn_core.builtin import builtin_directory
+from tests.support.checkpoints import load_whole, save_tiny
+from tests.support.programs import run_program, serving_program
+from tests.support.trunk_process import TrunkProcess
+
+COMMANDS = {"demo", "serve", "generate", "support"}
+SPLITLEARN = ["-m", "splitlearn"]
+WITHOUT_COMM = "import sys; sys.modules['splitlearn_comm'] = None; from splitlearn.cli import main; main()"
+
+
+def fail(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], *arguments: str) -> str:
+    """Run a command that fails in this process; returns its one line of error."""
+    monkeypatch.setattr("sys.argv", ["splitlearn", *arguments])
+    with pytest.raises(SystemExit) as caught:
+        main()
+    assert caught.value.code == 1
+    lines = [line for line in capsys.readouterr().err.splitlines() if "Loading weights" not in line]
+    assert len(lines) == 1, lines
+    assert lines[0].startswith("error: ")
+    return lines[0].removeprefix("error: ")
+
+
+def test_help_lists_only_what_works() -> None:
+    result = CliRunner().invoke(app, ["--help"], terminal_width=100)
+    assert (
+        set(re.findall(r"^\W*(\w+) {2,}[A-Z]", result.stdout, re.MULTILINE)) & (COMMANDS | {"train", "chat"})
+        == COMMANDS
+    )
+
+
+@pytest.mark.parametrize("command", sorted(COMMANDS))
+def test_help_says_every_default(command: str) -> None:
+    result = CliRunner().invoke(app, [command, "--help"], env={"COLUMNS": "200"})
+    assert result.exit_code == 0
+    options = [line for line in result.stdout.splitlines() if re.match(r"\W*--(?!help)", line)]
+    assert [line for line in options if "default" not in line.lower()] == []
+
+
+@pytest.mark.slow
+def test_demo() -> None:
+    result = run_program([*SPLITLEARN, "demo", "--max-new-tokens", "12"])
+    assert result.returncode == 0, result.stderr
+    assert "identical to the unsplit model: yes" in result.stdout
+    assert re.search(r"[\d.]+ ms per token, [\d,]+ bytes per token on the wire", result.stdout)
+    server, client = re.findall(r"^(?:server|client) +process (\d+)", result.stdout, re.MULTILINE)
+    assert server != client
+    assert "def read_lines(path):" in result.stdout
+    assert "Traceback" not in result.stderr
+
+
+@pytest.mark.slow
+def test_serve_and_generate() -> None:
+    arguments = ["generate", "--prompt", "import os\n", "--max-new-tokens", "16"]
+    serve = [*SPLITLEARN, "serve", "--port", "0", "--split-points", "1,7"]
+    with serving_program(serve, ended_by=signal.SIGINT) as address:
+        remote = run_program([*SPLITLEARN, *arguments, "--trunk", address])
+    local = CliRunner().invoke(app, arguments)
+    assert remote.returncode == 0, remote.stderr
+    assert remote.stdout == local.stdout
+    assert remote.stdout.startswith("import os\n")
+    assert "error" not in remote.stderr
+
+
+def test_sampling_with_a_seed() -> None:
+    texts = [
+        CliRunner().invoke(app, ["generate", "--sample", "--seed", seed, "--max-new-tokens", "12"]).stdout
+        for seed in ("1", "1", "2")
+    ]
+    assert texts[0] == texts[1] != texts[2]
+
+
+def test_support() -> None:
+    result = CliRunner().invoke(app, ["support", "gpt2", "llama"])
+    assert result.exit_code == 0, result.exception
+    assert re.search(r"^\W*gpt2 ", result.stdout, re.MULTILINE)
+    assert "2 supported, 0 refused" in result.stdout
+
+
+@pytest.mark.slow
+def test_an_error_is_one_line_and_status_1(tmp_path: Path) -> None:
+    result = run_program([*SPLITLEARN, "serve", str(tmp_path), "--port", "0"])
+    assert result.returncode == 1
+    assert result.stdout == ""
+    assert result.stderr == f"error: the directory {tmp_path} holds no config.json but nothing: it is no checkpoint\n"
+
+
+@pytest.mark.parametrize(
+    ("arguments", "words"),
+    [
+        (["generate", "./no/such/model"], "no model './no/such/model'"),
+        (["generate", "--split-points", "6,2"], "0 < a < b < 8"),
+        (["generate", "--split-points", "two,six"], "--split-points takes two integers such as 2,6; got 'two,six'"),
+        (["generate", "--dtype", "float12"], "--dtype takes float32, bfloat16, float16; got 'float12'"),
+        (["generate", "--trunk", "127.0.0.1:1"], "nothing listens at 127.0.0.1:1"),
+        (["serve", "--device", "nonsense"], "device 'nonsense' is not there"),
+        (["serve", "--split-points", "3"], "--split-points takes two integers"),
+        (["support", "nonsense"], "nonsense: no model type"),
+    ],
+)
+def test_what_a_user_can_mend(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], arguments: list[str], words: str
+) -> None:
+    assert words in fail(monkeypatch, capsys, *arguments)
+
+
+def test_a_port_in_use(
+    trunks: TrunkProcess, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str], tmp_path: Path
+) -> None:
+    with trunks.serving(save_tiny("gpt2", tmp_path)) as address:
+        monkeypatch.setattr("sys.argv", ["splitlearn", "serve", str(tmp_path), "--port", address.partition(":")[2]])
+        with pytest.raises(SystemExit) as caught:
+            main()
+    assert caught.value.code == 1
+    assert f"error: cannot listen on {address}" in capfd.readouterr().err
+
+
+def test_a_server_that_is_full(
+    trunks: TrunkProcess, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    with trunks.serving(config={"max_sessions": 1}) as address, Client(address) as client, client.session():
+        assert "the server has 1 sessions open" in fail(monkeypatch, capsys, "generate", "--trunk", address)
+
+
+def test_square_brackets_reach_the_reader(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+    monkeypatch.setitem(sys.modules, "splitlearn.remote", None)
+    said = fail(monkeypatch, capsys, "generate", "--trunk", "127.0.0.1:1")
+    assert "pip install splitlearn-core[client] splitlearn-comm[client]" in said
+
+
+@pytest.mark.slow
+def test_without_the_packages_of_a_server_the_rest_works(tmp_path: Path) -> None:
+    result = run_program(["-c", WITHOUT_COMM, "generate", "--max-new-tokens", "2", "--prompt", "import os"])
+    assert result.returncode == 0, result.stderr
+    assert result.stdout.startswith("import os")
+
+
+def test_a_mistake_of_ours_keeps_its_traceback(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("sys.argv", ["splitlearn", "support"])
+    monkeypatch.setattr("splitlearn.cli.support.support_rows", lambda: 1 / 0)
+    with pytest.raises(ZeroDivisionError):
+        main()
+
+
+def test_whole_and_split_agree_on_the_command_line(tmp_path: Path) -> None:
+    # The text of `generate` is the unsplit model's, decoded.
+    tokenizer = load_tokenizer("builtin")
+    encoded = tokenizer("import os\n", return_tensors="pt")
+    tokens = load_whole(builtin_directory()).generate(**encoded, max_new_tokens=16, do_sample=False)
+    said = CliRunner().invoke(app, ["generate", "--prompt", "import os\n", "--max-new-tokens", "16"]).stdout
+    assert said.rstrip("\n") == tokenizer.decode(tokens[0]).rstrip("\n")
