@@ -17,7 +17,7 @@ from splitlearn_core.split.tiny import tiny_config, tiny_model
 from splitlearn_core.split.trial import padded_batch
 from tests.support.families import FAMILIES
 
-MIXED = ("gemma2", "gemma3_text", "gpt_neo", "qwen3_next", "lfm2", "granitemoehybrid", "llama4_text", "jamba")
+MIXED = ("gemma2", "gemma3_text", "gpt_neo", "qwen3_next", "lfm2", "granitemoehybrid", "llama4_text", "jamba", "mamba")
 """Families with layers of several kinds, so that a part may hold one kind only."""
 
 

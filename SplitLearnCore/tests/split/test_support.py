@@ -94,6 +94,7 @@ class TestRefusal:
             ("bart", {"is_encoder_decoder": True}, "encoder-decoder"),
             ("bert", {"is_decoder": True, "add_cross_attention": True}, "encoder"),
             ("gemma3_text", {"use_bidirectional_attention": True}, "both ways"),
+            ("trocr", {"use_learned_position_embeddings": False}, "positions"),
             ("gemma4_text", {"hidden_size_per_layer_input": 8}, "hidden_size_per_layer_input"),
             ("gemma4_text", {"num_kv_shared_layers": 2}, "num_kv_shared_layers"),
             ("glm_moe_dsa", {"indexer_types": ["full", "full", "shared"] * 2}, "indexer_types"),

@@ -3,7 +3,7 @@
 import inspect
 from typing import Any, TypeVar
 
-from transformers import MODEL_FOR_CAUSAL_LM_MAPPING, PreTrainedConfig, PreTrainedModel
+from transformers import CONFIG_MAPPING, MODEL_FOR_CAUSAL_LM_MAPPING, PreTrainedConfig, PreTrainedModel
 
 from splitlearn_core.errors import UnsupportedModelError
 from splitlearn_core.parts.part import CutModel
@@ -25,13 +25,20 @@ def architecture_of(config: PreTrainedConfig) -> type[PreTrainedModel]:
     Raises:
         UnsupportedModelError: transformers has none for it.
     """
-    classes = causal_classes(type(config))
+    classes = causal_classes(type(config)) or _classes_of_text_part(type(config))
     if not classes:
         raise UnsupportedModelError(
             f"{config.model_type} cannot be cut: transformers has no causal language model of this type"
         )
     named = [c for c in classes if c.__name__ in (config.architectures or ())]
     return (named or classes)[0]
+
+
+def _classes_of_text_part(config_class: type[PreTrainedConfig]) -> list[type[PreTrainedModel]]:
+    """Return the classes that are made from the text part of a composite configuration of the same package."""
+    package = config_class.__module__.split(".")[-2]
+    composite = CONFIG_MAPPING[package] if package in CONFIG_MAPPING else config_class  # noqa: SIM401 - no such `get`
+    return [c for c in causal_classes(composite) if c.config_class is config_class]
 
 
 def takes_text_part(config_class: type[PreTrainedConfig], architecture: type[PreTrainedModel]) -> bool:

@@ -14,7 +14,7 @@ from splitlearn_core.checkpoint.source import Source
 from splitlearn_core.checkpoint.view import part_view
 from splitlearn_core.checkpoint.weights import WeightIndex, needed_tensors, read_weight_index
 from splitlearn_core.errors import CheckpointError, UnsupportedModelError
-from splitlearn_core.parts.classes import CutModelT, architecture_of, loading_class_for
+from splitlearn_core.parts.classes import CutModelT, architecture_of, causal_config, loading_class_for
 from splitlearn_core.split.cut import Cut
 from splitlearn_core.split.layers import num_decoder_layers
 from splitlearn_core.split.points import resolve_split_points
@@ -105,4 +105,4 @@ def read_config(source: Source) -> PreTrainedConfig:
         first_line = str(error).strip().splitlines()[0]
         raise UnsupportedModelError(f"{source.model_id} cannot be cut: {first_line}") from error
     assert isinstance(config, PreTrainedConfig)
-    return config
+    return causal_config(config)

@@ -6,23 +6,16 @@ from typing import Any
 import torch
 from torch import nn
 
+from splitlearn_core.errors import UnsupportedOptionError
 
-class AbsentLayer(nn.Module):
-    """A decoder layer that lives in another part.
 
-    It passes its input on in the shape that the loops of transformers unpack, and answers look-ups of attributes
-    (`attention_type`, `layer_idx`, `self_attn.…`) from a copy of the original whose tensors are on the meta device.
-    """
+class Absent(nn.Module):
+    """A module that lives elsewhere; answers look-ups of attributes from a copy of it without storage."""
 
     def __init__(self, original: nn.Module) -> None:
         super().__init__()
         # A tuple, so that torch does not register the original: it must not show up among modules or parameters.
         self._original = (without_storage(original),)
-
-    def forward(self, *args: Any, **kwargs: Any) -> tuple[Any, None]:
-        """Return the hidden states that came in, untouched."""
-        hidden = args[0] if args else kwargs.get("hidden_states")
-        return (hidden[0] if isinstance(hidden, tuple) else hidden), None
 
     def __getattr__(self, name: str) -> Any:
         try:
@@ -31,6 +24,32 @@ class AbsentLayer(nn.Module):
             if name == "_original":  # not yet there, while a copy is being made
                 raise
             return getattr(self._original[0], name)
+
+
+class AbsentLayer(Absent):
+    """A decoder layer that lives in another part.
+
+    It passes its input on in the shape that the loops of transformers unpack, and answers look-ups of attributes
+    (`attention_type`, `layer_idx`, `self_attn.…`) from a copy of the original whose tensors are on the meta device.
+    """
+
+    def forward(self, *args: Any, **kwargs: Any) -> tuple[Any, None]:
+        """Return the hidden states that came in, untouched."""
+        hidden = args[0] if args else kwargs.get("hidden_states")
+        return (hidden[0] if isinstance(hidden, tuple) else hidden), None
+
+
+class AbsentEncoder(Absent):
+    """An encoder of images or sound, which no part holds."""
+
+    def forward(self, *args: Any, **kwargs: Any) -> Any:
+        """Refuse what it would have to encode.
+
+        Raises:
+            UnsupportedOptionError: always.
+        """
+        name = type(self._original[0]).__name__
+        raise UnsupportedOptionError(f"a split model takes text only; its {name} was left out: pass no images or sound")
 
 
 class AbsentEmbedding(nn.Module):

@@ -6,8 +6,8 @@ from typing import Self
 from torch import nn
 from transformers import PreTrainedModel
 
-from splitlearn_core.split.absent import AbsentEmbedding, AbsentLayer
-from splitlearn_core.split.layers import find_layers, parameter_name
+from splitlearn_core.split.absent import AbsentEmbedding, AbsentEncoder, AbsentLayer
+from splitlearn_core.split.layers import encoders, find_layers, parameter_name
 from splitlearn_core.split.points import SplitPoints
 
 
@@ -56,13 +56,15 @@ class Cut:
 def apply_cut(model: PreTrainedModel, cut: Cut) -> nn.ModuleList:
     """Take out of a model, in place, every layer and embedding that lives elsewhere; return its list of layers.
 
-    All other modules stay, also those that this piece never runs: they are small, and the code around the layers
-    may look at them.
+    Encoders of images and sound go too: a piece takes tokens and hidden states only. All other modules stay, also
+    those that this piece never runs: they are small, and the code around the layers may look at them.
     """
     layers = find_layers(model).layers
     for index in range(cut.num_layers):
         if not cut.keeps(index):
             layers[index] = AbsentLayer(layers[index])
+    for name, encoder in list(encoders(model)):
+        _put(model, name, AbsentEncoder(encoder))
     _drop_embeddings(model, cut)
     model.all_tied_weights_keys = existing_tied_weights(model, model.all_tied_weights_keys)
     return layers
@@ -91,5 +93,9 @@ def _is_tied(model: PreTrainedModel, first: str | None, second: str | None) -> b
 def _replace(model: nn.Module, wanted: nn.Module | None) -> None:
     for name, module in list(model.named_modules(remove_duplicate=False)):
         if module is wanted and module is not None:
-            parent, _, leaf = name.rpartition(".")
-            setattr(model.get_submodule(parent), leaf, AbsentEmbedding(next(module.parameters()).shape[-1]))
+            _put(model, name, AbsentEmbedding(next(module.parameters()).shape[-1]))
+
+
+def _put(model: nn.Module, name: str, module: nn.Module) -> None:
+    parent, _, leaf = name.rpartition(".")
+    setattr(model.get_submodule(parent), leaf, module)

@@ -54,16 +54,16 @@ def find_layers(model: PreTrainedModel) -> LayerStack:
 
 
 def decoder_modules(model: PreTrainedModel) -> Iterator[tuple[str, nn.Module]]:
-    """Iterate over modules and their names, but for those of models inside the model that have another configuration.
+    """Iterate over modules and their names, but for those of `encoders`, which have lists of layers too."""
+    foreign = tuple(f"{name}." for name, _ in encoders(model))
+    return ((name, module) for name, module in model.named_modules() if not f"{name}.".startswith(foreign))
 
-    Such are the encoders of images and sound; they have lists of layers too.
-    """
+
+def encoders(model: PreTrainedModel) -> Iterator[tuple[str, PreTrainedModel]]:
+    """Iterate over the models inside a model that have another configuration: encoders of images and sound."""
     own_configs = {type(model.config), type(decoder_config(model.config))}
-    foreign: list[str] = []
     for name, module in model.named_modules():
         if isinstance(module, PreTrainedModel) and type(module.config) not in own_configs:
-            foreign.append(f"{name}.")
-        elif not name.startswith(tuple(foreign)):
             yield name, module
 
 

@@ -84,6 +84,12 @@ CONDITIONS: Final = (
         model_types=LOOKING_BOTH_WAYS,
     ),
     Condition(
+        attribute="use_learned_position_embeddings",
+        is_broken_by=lambda value: value is False,
+        reason="its positions are made from the token ids (use_learned_position_embeddings=False)",
+        model_types=frozenset({"trocr"}),
+    ),
+    Condition(
         attribute="use_bidirectional_attention",
         is_broken_by=lambda value: value in (True, "all"),
         reason="its layers look both ways (use_bidirectional_attention is set)",
