@@ -7,9 +7,13 @@ import pytest
 import torch
 from transformers import GPT2Config, GPT2LMHeadModel
 
+from splitlearn_comm.quickstart import Client
 from splitlearn_core import load_tokenizer
 from splitlearn_core.builtin import builtin_directory
+from tests.support.checkpoints import save_tiny
 from tests.support.hub import Hub
+from tests.support.served import Served
+from tests.support.trunk_process import TrunkProcess
 
 TOKENIZER_FILES = ("tokenizer.json", "tokenizer_config.json")
 
@@ -28,3 +32,20 @@ def hub_with_gpt2(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Hub]:
         yield hub
     for folder in (directory, home):
         shutil.rmtree(folder)
+
+
+@pytest.fixture(scope="session")
+def served(trunks: TrunkProcess, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Served]:
+    """A tiny model whose trunk is served in another process."""
+    directory = save_tiny("gpt2", tmp_path_factory.mktemp("served") / "tiny")
+    with trunks.serving(directory) as address, Client(address) as client:
+        yield Served(directory, address, client)
+
+
+@pytest.fixture
+def serves_on(served: Served) -> Iterator[None]:
+    """After whatever a test did, a good call and a good session are answered."""
+    yield
+    hidden_BTH = torch.randn(2, 3, 32)
+    with served.client.session() as session:
+        torch.testing.assert_close(session.step(hidden_BTH), served.client.compute(hidden_BTH))
