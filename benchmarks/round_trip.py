@@ -113,7 +113,7 @@ async def asynchronous(ours: str, raw: str, num_pairs: int) -> Ratio:
 
     async with grpc.aio.insecure_channel(raw) as channel, AsyncComputeClient(ours) as client:
         call: Any = channel.stream_stream(RAW_METHOD, None, None)()
-        async with await client.session() as session:
+        async with client.session() as session:
 
             async def raw_trip() -> None:
                 await call.write(payload)

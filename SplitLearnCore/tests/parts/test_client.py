@@ -59,7 +59,8 @@ def test_cached_forwards_by_hand_equal_one_forward() -> None:
         whole = split.whole(ids, use_cache=False).logits
         first = split.client(ids[:, :5], use_cache=True)
         second = split.client(ids[:, 5:], past_key_values=first.past_key_values)
-    torch.testing.assert_close(torch.cat([first.logits, second.logits], 1), whole, rtol=0, atol=1e-6 * whole.abs().max())
+    both = torch.cat([first.logits, second.logits], 1)
+    torch.testing.assert_close(both, whole, rtol=0, atol=1e-6 * float(whole.abs().max()))
 
 
 def test_generate_frees_its_session() -> None:

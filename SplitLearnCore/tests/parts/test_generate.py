@@ -119,7 +119,10 @@ def test_what_needs_the_trunks_inside_is_refused_before_the_first_token(
         split.client.generate(**padded_prompt(100), max_new_tokens=2, return_dict_in_generate=True, **options)
 
 
-def gradients(model: PreTrainedModel, whole: PreTrainedModel, prompt: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
+Tensors = dict[str, torch.Tensor]
+
+
+def gradients(model: PreTrainedModel, whole: PreTrainedModel, prompt: Tensors) -> Tensors:
     """Return the gradients that one forward of a model leaves in the weights, which are those of the whole."""
     whole.zero_grad()
     model.train()
