@@ -89,7 +89,8 @@ lint: install-dev
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
-	$(BIN)/mypy scripts tests/support
+	$(BIN)/mypy tests/support
+	cd scripts && ../$(BIN)/mypy --config-file ../pyproject.toml .
 	$(BIN)/python scripts/check_imports.py
 	$(BIN)/python scripts/generate_proto.py --check
 

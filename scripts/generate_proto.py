@@ -45,7 +45,7 @@ def generator_python() -> Path:
 def generate(target: Path) -> None:
     """Write the generated code, with the package files around it, below target."""
     sources = sorted(path.relative_to(PROTOS).as_posix() for path in PROTOS.rglob("*.proto"))
-    command = [generator_python(), "-m", "grpc_tools.protoc", f"--proto_path={PROTOS}"]
+    command: list[str] = [str(generator_python()), "-m", "grpc_tools.protoc", f"--proto_path={PROTOS}"]
     subprocess.run([*command, f"--python_out={target}", f"--pyi_out={target}", *sources], check=True)
     quiet_stubs(target)
     for folder in {target, *(parent for path in target.rglob("*_pb2.py") for parent in path.parents)}:

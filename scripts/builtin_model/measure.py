@@ -26,7 +26,7 @@ def measure(directory: TrainingDirectory, exported: Path, *, stride: int) -> dic
 
 def _model_numbers(exported: Path, held_out: list[PreparedFile], *, stride: int) -> dict[str, Any]:
     model = AutoModelForCausalLM.from_pretrained(exported, dtype=torch.float32).eval()
-    tokenizer = AutoTokenizer.from_pretrained(exported)
+    tokenizer: Any = AutoTokenizer.from_pretrained(exported)
     config = model.config
     continuations = evaluate_prompts(model, tokenizer)
     files = [(file.tokens, file.num_bytes) for file in held_out]

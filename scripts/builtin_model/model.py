@@ -1,5 +1,7 @@
 """The architecture, GPT-2's, and how a shallow model becomes a deeper one that computes the same."""
 
+from typing import Any
+
 import torch
 from torch import nn
 from transformers import GPT2Config, GPT2LMHeadModel
@@ -43,7 +45,8 @@ def grown(model: GPT2LMHeadModel, *, num_layers: int) -> GPT2LMHeadModel:
     _copy(model.transformer.wte, deep.transformer.wte)
     _copy(model.transformer.wpe, deep.transformer.wpe)
     _copy(model.transformer.ln_f, deep.transformer.ln_f)
-    for index, layer in enumerate(deep.transformer.h):
+    layers: Any = deep.transformer.h
+    for index, layer in enumerate(layers):
         _copy(model.transformer.h[index // copies], layer)
         if index % copies:
             for projection in (layer.attn.c_proj, layer.mlp.c_proj):

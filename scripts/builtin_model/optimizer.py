@@ -47,7 +47,7 @@ class Muon(torch.optim.Optimizer):
 def orthogonalized(matrices_NRC: torch.Tensor, steps: int = 5) -> torch.Tensor:
     """The semi-orthogonal factors of a stack of matrices, nearly: float32 (N, rows, columns), a new tensor."""
     linear, cubic, quintic = NEWTON_SCHULZ
-    x = matrices_NRC / (matrices_NRC.norm(dim=(-2, -1), keepdim=True) + 1e-7)
+    x: torch.Tensor = matrices_NRC / (matrices_NRC.norm(dim=(-2, -1), keepdim=True) + 1e-7)
     tall = x.size(-2) > x.size(-1)
     x = x.mT if tall else x
     for _ in range(steps):
@@ -65,7 +65,8 @@ def _apply(parameter: nn.Parameter, direction: torch.Tensor, group: dict[str, An
 
 def build_optimizers(model: nn.Module, *, name: str, matrix_lr: float, other_lr: float) -> list[torch.optim.Optimizer]:
     """The optimizers of one run. `name` is "muon" (matrices by Muon) or "adamw" (everything by AdamW)."""
-    matrices, others = [], []
+    matrices: list[nn.Parameter] = []
+    others: list[nn.Parameter] = []
     for key, parameter in model.named_parameters():
         (matrices if ".h." in key and parameter.dim() == 2 else others).append(parameter)
     rest = torch.optim.AdamW(others, lr=other_lr, betas=(0.9, 0.98), weight_decay=0.0)

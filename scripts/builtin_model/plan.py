@@ -9,15 +9,18 @@ from dataclasses import dataclass, fields
 
 @dataclass(frozen=True, kw_only=True)
 class TrainingPlan:
-    """Length, batches and learning rates of one run. Steps may be changed when a run is resumed."""
+    """Length, batches and learning rates of one run; the defaults are those of the model that ships.
 
-    steps: int = 4000
+    The lengths may be changed when a run is resumed.
+    """
+
+    steps: int = 1450
     """Steps in all."""
     warmup_steps: int = 100
     """Steps over which the learning rate rises from zero."""
-    decay_steps: int = 1000
+    decay_steps: int = 400
     """Steps at the end over which it falls to zero, linearly."""
-    long_steps: int = 1000
+    long_steps: int = 400
     """Steps at the end that use blocks of `long_block` tokens, so that every position is trained."""
     short_block: int = 256
     long_block: int = 512
@@ -36,7 +39,7 @@ class TrainingPlan:
     other_lr: float = 4e-3
     seed: int = 1
     checkpoint_every: int = 100
-    evaluate_every: int = 400
+    evaluate_every: int = 500
 
     def block_at(self, step: int) -> int:
         """Tokens a sequence has at `step`."""

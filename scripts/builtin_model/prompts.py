@@ -15,6 +15,7 @@ The stricter reading, in which the cut text must parse as it stands, is reported
 import ast
 from collections.abc import Iterable
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from transformers import GPT2LMHeadModel, PreTrainedTokenizerFast
@@ -57,7 +58,8 @@ class Continuation:
 def continue_greedily(model: GPT2LMHeadModel, tokenizer: PreTrainedTokenizerFast, prompt: str) -> str:
     """The greedy continuation of `prompt`, at most `CONTINUATION_TOKENS` tokens, the end-of-text token left out."""
     ids = tokenizer(prompt, return_tensors="pt")
-    generated = model.generate(**ids, max_new_tokens=CONTINUATION_TOKENS, do_sample=False)
+    whole: Any = model  # transformers annotates generate for a private protocol
+    generated = whole.generate(**ids, max_new_tokens=CONTINUATION_TOKENS, do_sample=False)
     return str(tokenizer.decode(generated[0, ids["input_ids"].size(1) :], skip_special_tokens=True))
 
 
