@@ -5,6 +5,11 @@
 Every command works on one directory and can be given alone. `train` resumes when that directory holds a checkpoint,
 and stops with one at SIGTERM; the number of steps may be changed in between, so the decay of the learning rate can be
 put where the time ends. Needs torch, transformers and tokenizers, no accelerator, and no network.
+
+With glibc, these keep freed memory in the process instead of giving it back at every step, which saves a fifth of the
+CPU time:
+
+    MALLOC_ARENA_MAX=1 MALLOC_MMAP_THRESHOLD_=4294967296 MALLOC_TRIM_THRESHOLD_=4294967296
 """
 
 import argparse

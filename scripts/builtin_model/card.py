@@ -45,9 +45,9 @@ and the exact rule are in `scripts/builtin_model/prompts.py`.
 ## How it was made
 
 Trained from scratch on the source text of the standard library of CPython {python}: {training_files} files,
-{training_bytes:,} bytes, {tests}. {trained_tokens:,} tokens in {steps:,} steps took {cpu_hours:.2f} hours of CPU time
-on two cores. The held-out files are chosen by a hash of their path; generated tables (`encodings`, `pydoc_data`) are
-in neither set. The optimizer is Muon for the matrices of the layers and AdamW for the rest, with a
+{training_bytes:,} bytes, {tests}. {trained_tokens:,} tokens in {steps:,} steps took {cpu_hours:.2f} hours of CPU time,
+both cores taken together. The held-out files are chosen by a hash of their path; generated tables (`encodings`,
+`pydoc_data`) are in neither set. The optimizer is Muon for the matrices of the layers and AdamW for the rest, with a
 warmup-stable-decay schedule; the first {shallow_steps:,} steps train {shallow_layers} layers, which are then doubled.
 
 To make it again, from the root of the repository:
