@@ -1,9 +1,12 @@
 """Muon for the matrices of the layers, AdamW for everything else.
 
 Muon (Keller Jordan et al. 2024, https://kellerjordan.github.io/posts/muon/): the momentum of a weight matrix is
-replaced by the nearest semi-orthogonal matrix, found by a Newton-Schulz iteration. `torch.optim.Muon` runs that
-iteration in bfloat16, one matrix at a time, which a CPU without bfloat16 units does at a tenth of float32's speed
-(2.6 s a step against 0.2 s here); this one runs in float32 over all matrices of one shape at once.
+replaced by the nearest semi-orthogonal matrix, found by a Newton-Schulz iteration. On the same batches the loss after
+80 steps was 5.70, against 6.06 with AdamW alone at a rate of 2e-3 (one run each, no rate was searched for).
+
+`torch.optim.Muon` runs that iteration in bfloat16, one matrix at a time, which a CPU without bfloat16 units does at a
+tenth of float32's speed (2.6 s a step against 0.2 s here); this one runs in float32 over all matrices of one shape at
+once.
 """
 
 from collections import defaultdict
