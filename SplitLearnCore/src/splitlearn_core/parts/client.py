@@ -119,7 +119,10 @@ class SplitModel(CutModel, GenerationMixin):
         mask = needed_mask(self._inputs.get("attention_mask"))
         positions = needed_positions(self._inputs.get("position_ids"), past)
         if self._cache is not None:
-            return self._cache.session.step(hidden_BTH, mask, positions)
+            session = self._cache.session
+            # Halves that had come apart would go unnoticed: the tokens would only be a little wrong.
+            assert session.position == past, f"the trunk's cache holds {session.position} tokens, ours {past}"
+            return session.step(hidden_BTH, mask, positions)
         return self.trunk.compute(hidden_BTH, mask, positions, training=self.training)
 
     def _refuse_trunk_internals(self, inputs: dict[str, Any]) -> None:
