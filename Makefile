@@ -19,6 +19,9 @@ OLDEST = .venv-oldest
 OLDEST_PINS = requirements-oldest.txt
 OLDEST_TORCH = $$(sed -n '/^torch==/p' $(OLDEST_PINS))
 
+# pytest ends with 5 where no test has the mark.
+NONE_YET = { status=$$?; [ $$status -eq 5 ] && echo "no test has this mark yet"; }
+
 .PHONY: help install install-dev demo test test-quick test-oldest lint format proto proto-check coverage faults soak \
 	bench clean distclean
 
@@ -69,10 +72,10 @@ test-quick: install-dev
 	$(PYTEST) $(PARALLEL) -m "not slow and not faults and not soak" $(PYTEST_ARGS)
 
 faults: install-dev
-	$(PYTEST) -m "faults and not soak" --timeout 3600 $(PYTEST_ARGS)
+	$(PYTEST) -m "faults and not soak" --timeout 3600 $(PYTEST_ARGS) || $(NONE_YET)
 
 soak: install-dev
-	$(PYTEST) -m soak --timeout 7200 $(PYTEST_ARGS)
+	$(PYTEST) -m soak --timeout 7200 $(PYTEST_ARGS) || $(NONE_YET)
 
 coverage: install-dev
 	$(BIN)/coverage erase
