@@ -10,7 +10,7 @@ import torch
 from splitlearn.remote import RemoteTrunk
 from splitlearn_comm import ComputeFunction, FingerprintMismatchError, GRPCComputeServer
 from splitlearn_comm.testing import Identity
-from splitlearn_core import Trunk, TrunkMismatchError, TrunkPort
+from splitlearn_core import Trunk, TrunkMismatchError, TrunkPort, UnsupportedOptionError
 from splitlearn_core.parts.port import trunk_info
 from splitlearn_core.testing import TrunkPortContract, random_hidden, tiny_trunk
 from splitlearn_manager.runtime.hosted_trunk import HostedTrunk
@@ -51,7 +51,7 @@ def test_hidden_states_are_converted_there_and_back() -> None:
 
 def test_a_training_forward_is_refused_before_anything_is_sent() -> None:
     with remote(tiny_trunk()) as (port, server):
-        with pytest.raises(NotImplementedError, match=r"model\.eval\(\)"):
+        with pytest.raises(UnsupportedOptionError, match=r"model\.eval\(\)"):
             port.compute(random_hidden(1, 2).requires_grad_(), training=True)
         assert server.statistics().computes == 0
 

@@ -11,7 +11,7 @@ import torch
 
 from splitlearn_comm import GRPCComputeClient, ServiceInfo
 from splitlearn_comm.client import ClientSession
-from splitlearn_core import SplitPoints, TrunkInfo, TrunkMismatchError, TrunkPort, TrunkSession
+from splitlearn_core import SplitPoints, TrunkInfo, TrunkMismatchError, TrunkPort, TrunkSession, UnsupportedOptionError
 
 
 class RemoteTrunk(TrunkPort):
@@ -58,11 +58,11 @@ class RemoteTrunk(TrunkPort):
         """Run the middle layers once without a cache; no gradient comes back.
 
         Raises:
-            NotImplementedError: a training forward whose gradient would have to cross the wire.
+            UnsupportedOptionError: a training forward whose gradient would have to cross the wire.
         """
         self._free_abandoned()
         if training and torch.is_grad_enabled():
-            raise NotImplementedError(
+            raise UnsupportedOptionError(
                 "training through a remote trunk is not there yet: call model.eval(), or leave trunk= out to train "
                 "with the trunk in this process"
             )

@@ -5,6 +5,7 @@ import torch
 from transformers import DynamicCache
 from transformers.cache_utils import DynamicSlidingWindowLayer
 
+from splitlearn_core import PartInputError
 from splitlearn_core.cache.part_cache import LengthLayer, PartCache
 from splitlearn_core.split.tiny import tiny_config
 from tests.support.families import padded_prompt, tiny_split
@@ -47,12 +48,21 @@ def test_every_own_layer_is_touched_once() -> None:
     assert cache.position == cache.get_seq_length() == 0
 
 
-def test_a_failed_forward_does_not_count() -> None:
-    bottom = tiny_split("gpt2").client
-    cache = bottom.new_cache()
-    with pytest.raises(IndexError):
-        bottom(torch.full((1, 3), 10**6), past_key_values=cache)
-    assert cache.position == 0
+def test_a_forward_that_failed_half_way_ends_its_cache(monkeypatch: pytest.MonkeyPatch) -> None:
+    split = tiny_split("gpt2")
+    hidden = torch.randn(1, 3, split.trunk.hidden_size)
+    _, cache = split.trunk(hidden, use_cache=True)
+    with monkeypatch.context() as patch:
+        # The trunk's first layer appends the tokens, its second does not.
+        patch.setattr(type(split.trunk.transformer.h[3].mlp), "forward", lambda *_: pytest.fail("half-way"))
+        patch.setattr(split.trunk.transformer.h[2].mlp, "forward", lambda hidden: hidden)
+        with pytest.raises(pytest.fail.Exception, match="half-way"):
+            split.trunk(hidden, past_key_values=cache)
+    assert cache.position == 3
+    with pytest.raises(PartInputError, match="start again with a new cache"):
+        split.trunk(hidden, past_key_values=cache)
+    cache.reset()
+    assert split.trunk(hidden, past_key_values=cache).shape == hidden.shape
 
 
 def test_a_batch_of_the_prompt_goes_on_as_whole() -> None:

@@ -1,6 +1,7 @@
 """The KV cache of a part: as long as the whole model's, filled only where the part has layers."""
 
 from collections.abc import Collection, Iterator
+from contextlib import contextmanager
 from typing import Any
 
 import torch
@@ -11,6 +12,8 @@ from transformers.cache_utils import (
     DynamicSlidingWindowLayer,
     LinearAttentionCacheLayerMixin,
 )
+
+from splitlearn_core.errors import PartInputError
 
 
 class LengthLayer(CacheLayerMixin):
@@ -88,6 +91,7 @@ class PartCache(DynamicCache):
     def __init__(self, config: PreTrainedConfig, own_layers: Collection[int]) -> None:
         super().__init__(config=config)
         self.own_layers: tuple[int, ...] = tuple(index for index in range(len(self.layers)) if index in own_layers)
+        self._has_failed = False
         self.num_rows = 0
         """Rows of the last forward; 0 before the first."""
         self._lengths: dict[int | None, LengthLayer] = {None: LengthLayer()}
@@ -116,6 +120,25 @@ class PartCache(DynamicCache):
         """Number of tokens that the cache has seen."""
         return self._lengths[None].cached_len
 
+    @contextmanager
+    def appending(self, num_rows: int, num_tokens: int) -> Iterator[None]:
+        """Count the rows and tokens of the forward inside when it ends well; refuse this cache for good when not.
+
+        Raises:
+            PartInputError: an earlier forward failed.
+        """
+        if self._has_failed:
+            raise PartInputError(
+                "an earlier forward with this cache failed: some layers hold its tokens and others do not; "
+                "start again with a new cache"
+            )
+        try:
+            yield
+        except BaseException:
+            self._has_failed = True
+            raise
+        self.advance(num_rows, num_tokens)
+
     def advance(self, num_rows: int, num_tokens: int) -> None:
         """Count the rows and tokens of a forward that has just ended."""
         self.num_rows = num_rows
@@ -136,6 +159,7 @@ class PartCache(DynamicCache):
 
     def reset(self) -> None:
         """Forget everything, keeping the object."""
+        self._has_failed = False
         for layer in self._each_once():
             layer.reset()
 

@@ -5,6 +5,7 @@ Tensor shapes: B rows, T new tokens, P cached tokens, H hidden size.
 
 import functools
 import inspect
+from contextlib import nullcontext
 from typing import Any
 
 import torch
@@ -75,15 +76,16 @@ class SplitModel(CutModel, GenerationMixin):
             raise PartInputError("expected input_ids [batch, tokens] or inputs_embeds; got neither")
         num_rows, num_tokens = embedded.shape[:2]
         self._check_length(num_tokens + (cache.position if cache is not None else 0))
+        with nullcontext() if cache is None else cache.appending(num_rows, num_tokens):
+            return self._run_across(inputs, cache)
+
+    def _run_across(self, inputs: dict[str, Any], cache: SplitCache | None) -> Any:
         self._inputs, self._cache = inputs, cache
         try:
-            output = self.call_whole(**inputs)
+            return self.call_whole(**inputs)
         finally:
             del self._inputs, self._cache
             self._bottom_output_BTH = None
-        if cache is not None:
-            cache.advance(num_rows, num_tokens)
-        return output
 
     def _cache_of(self, inputs: dict[str, Any]) -> SplitCache | None:
         name = "past_key_values" if "past_key_values" in self.forward_parameters else "cache_params"

@@ -3,6 +3,7 @@
 Tensor shapes: B rows, T new tokens, P cached tokens, H hidden size, V vocabulary.
 """
 
+from contextlib import nullcontext
 from typing import Any, ClassVar, NamedTuple
 
 import torch
@@ -151,16 +152,17 @@ class Part(CutModel):
             inputs["inputs_embeds"] = hidden_BTH.new_zeros(*hidden_BTH.shape[:2], self.embedding_width)
         entering = inputs["input_ids"] if hidden_BTH is None else hidden_BTH
         num_rows, num_tokens = entering.shape[:2]
+        with nullcontext() if cache is None else cache.appending(num_rows, num_tokens):
+            return self._run_through(hidden_BTH, past_key_values=cache, use_cache=cache is not None, **inputs)
+
+    def _run_through(self, hidden_BTH: torch.Tensor | None, **inputs: Any) -> Any:
         self._received_BTH = hidden_BTH
         try:
-            output = self.call_whole(past_key_values=cache, use_cache=cache is not None, **inputs)
+            return self.call_whole(**inputs)
         except LayersDone as done:
-            output = done.hidden_BTH
+            return done.hidden_BTH
         finally:
             self._received_BTH = None
-        if cache is not None:
-            cache.advance(num_rows, num_tokens)
-        return output
 
     def cache_for(self, past_key_values: PartCache | None, use_cache: bool) -> PartCache | None:
         """Return the cache to use: the one handed in, a new one when asked for, or none.
