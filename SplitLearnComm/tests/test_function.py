@@ -161,3 +161,10 @@ def test_a_module_that_gives_no_tensor_is_named() -> None:
 
     with pytest.raises(TypeError, match="Wordy returned str"):
         ModelComputeFunction(Wordy()).compute(torch.ones(1))
+
+
+def test_a_server_of_a_function_may_be_started_again() -> None:
+    server = GRPCComputeServer(ModelComputeFunction(torch.nn.Identity()), port=0)
+    for _ in range(2):
+        with server, Client(server.address) as client:
+            assert torch.equal(client.compute(torch.ones(2)), torch.ones(2))

@@ -27,7 +27,7 @@ class FunctionHost(SessionHost):
         self._function = function
         self._compute: Callable[..., Any] = function.compute
         self._accepted = function.accepted_arguments()
-        self._worker = None if function.inline else ThreadPoolExecutor(1, thread_name_prefix="splitlearn-function")
+        self._worker = None if function.inline else _one_thread()
         self._info: ServiceInfo | None = None
 
     def get_info(self) -> ServiceInfo:
@@ -48,6 +48,7 @@ class FunctionHost(SessionHost):
         await self._call(self._function.teardown)
         if self._worker is not None:
             self._worker.shutdown(wait=False)
+            self._worker = _one_thread()  # begins with its first call: the server may be started again
 
     async def compute(self, call: ComputeCall) -> ComputeResult:
         """Call the function with what the client gave."""
@@ -101,6 +102,10 @@ class FunctionHost(SessionHost):
         if self._worker is None:
             return work()
         return await asyncio.get_running_loop().run_in_executor(self._worker, work)
+
+
+def _one_thread() -> ThreadPoolExecutor:
+    return ThreadPoolExecutor(1, thread_name_prefix="splitlearn-function")
 
 
 def _info_from(fields: dict[str, Any], default_name: str) -> ServiceInfo:
