@@ -37,7 +37,7 @@ def test_it_serves_the_trunk_of_the_checkpoint(model: str) -> None:
         info = client.get_info()
         assert server.statistics().computes == 1
     assert info.split_points == (2, 4)
-    assert info.fingerprint == trunk.fingerprint
+    assert info.fingerprint == f"{trunk.fingerprint}:2-4"
     assert info.version == splitlearn_core.__version__
 
 

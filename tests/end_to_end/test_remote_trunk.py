@@ -10,7 +10,7 @@ import torch
 from splitlearn.remote import RemoteTrunk
 from splitlearn_comm import ComputeFunction, FingerprintMismatchError, GRPCComputeServer
 from splitlearn_comm.testing import Identity
-from splitlearn_core import Trunk, TrunkMismatchError, TrunkPort, UnsupportedOptionError
+from splitlearn_core import SplitPoints, Trunk, TrunkMismatchError, TrunkPort, UnsupportedOptionError
 from splitlearn_core.parts.port import trunk_info
 from splitlearn_core.testing import TrunkPortContract, random_hidden, tiny_trunk
 from splitlearn_manager.runtime.hosted_trunk import HostedTrunk
@@ -79,9 +79,38 @@ def test_a_server_that_came_back_with_other_weights() -> None:
     old.fingerprint, new.fingerprint = "old", "new"
     with remote(old) as (port, server):
         server.stop()
-        changed = pytest.raises(FingerprintMismatchError, match=r"fingerprint old, .* has new")
-        with GRPCComputeServer(HostedTrunk(new, name="tiny"), port=server.port), changed:
+        with GRPCComputeServer(HostedTrunk(new, name="tiny"), port=server.port):
+            with pytest.raises(FingerprintMismatchError, match=r"fingerprint old:1-5, .* has new:1-5"):
+                port.open_session()
+            with pytest.raises(FingerprintMismatchError, match=r"fingerprint old:1-5, .* has new:1-5"):
+                port.compute(random_hidden(1, 2))
+
+
+def test_a_server_that_came_back_cut_elsewhere() -> None:
+    old, new = tiny_trunk(), tiny_trunk()
+    old.fingerprint = new.fingerprint = "same"
+    new.split_points = SplitPoints(2, 4)
+    with remote(old) as (port, server):
+        server.stop()
+        elsewhere = pytest.raises(FingerprintMismatchError, match=r"fingerprint same:1-5, .* has same:2-4")
+        with GRPCComputeServer(HostedTrunk(new, name="tiny"), port=server.port), elsewhere:
             port.open_session()
+
+
+def test_a_backward_through_the_wire_is_refused_and_not_forgotten() -> None:
+    with remote(tiny_trunk()) as (port, _):
+        for step in (port.compute, port.open_session().step):
+            output = step(random_hidden(1, 2).requires_grad_())
+            with pytest.raises(UnsupportedOptionError, match="no gradient crosses the wire"):
+                output.sum().backward()
+
+
+def test_a_training_step_of_a_session_is_refused_before_anything_is_sent() -> None:
+    with remote(tiny_trunk()) as (port, server):
+        session = port.open_session()
+        with pytest.raises(UnsupportedOptionError, match=r"model\.eval\(\)"):
+            session.step(random_hidden(1, 2), training=True)
+        assert server.statistics().steps == 0
 
 
 @pytest.mark.parametrize("service", [Identity()])

@@ -1,6 +1,8 @@
 """`SplitModelForCausalLM`: from a model's name and a trunk's address to a Hugging Face model."""
 
+import weakref
 from collections.abc import Sequence
+from functools import partial
 from typing import TYPE_CHECKING
 
 import torch
@@ -52,15 +54,26 @@ class SplitModelForCausalLM:
             ServerUnavailableError: (of splitlearn_comm) nothing answers at the address.
             TypeError: `trunk` is none of these.
         """
-        return load_client_model(
+        load = partial(
+            load_client_model,
             model_id,
-            trunk if trunk is None or isinstance(trunk, (TrunkPort, Trunk)) else connect(trunk),
-            split_points,
+            split_points=split_points,
             device=device,
             dtype=dtype,
             attn_implementation=attn_implementation,
             revision=revision,
         )
+        if trunk is None or isinstance(trunk, (TrunkPort, Trunk)):
+            return load(trunk=trunk)
+        port = connect(trunk)
+        try:
+            model = load(trunk=port)
+        except BaseException:
+            port.close()
+            raise
+        # Nobody else holds this connection: it goes with the model.
+        weakref.finalize(model, port.hang_up)
+        return model
 
 
 def connect(address: object) -> "RemoteTrunk":

@@ -3,15 +3,23 @@
 Tensor shapes: B rows, T new tokens, P cached tokens, H hidden size.
 """
 
+import contextlib
 from collections import deque
 from collections.abc import Sequence
-from typing import Self
+from typing import Any, Self
 
 import torch
 
 from splitlearn_comm import GRPCComputeClient, ServiceInfo
 from splitlearn_comm.client import ClientSession
 from splitlearn_core import SplitPoints, TrunkInfo, TrunkMismatchError, TrunkPort, TrunkSession, UnsupportedOptionError
+
+TRAINING_REFUSED = (
+    "no gradient crosses the wire in this version: call model.eval() and torch.no_grad(), or leave trunk= out to have "
+    "the trunk in this process"
+)
+FINGERPRINT_SEPARATOR = ":"
+"""Between the checkpoint's fingerprint and the cut points, in what a trunk server calls its fingerprint."""
 
 
 class RemoteTrunk(TrunkPort):
@@ -27,6 +35,8 @@ class RemoteTrunk(TrunkPort):
     def __init__(self, client: GRPCComputeClient) -> None:
         self._client = client
         self._info = trunk_info(client.get_info())
+        # Said again with every session and call: another server may listen at this address by then.
+        self._service_fingerprint = client.get_info().fingerprint
         self._abandoned: deque[ClientSession] = deque()
 
     @classmethod
@@ -61,20 +71,19 @@ class RemoteTrunk(TrunkPort):
             UnsupportedOptionError: a training forward whose gradient would have to cross the wire.
         """
         self._free_abandoned()
-        if training and torch.is_grad_enabled():
-            raise UnsupportedOptionError(
-                "training through a remote trunk is not there yet: call model.eval(), or leave trunk= out to train "
-                "with the trunk in this process"
-            )
-        sent = hidden_BTH.detach().to(self._info.dtype)
-        received = self._client.compute(sent, attention_mask=attention_mask, position_ids=position_ids)
-        assert isinstance(received, torch.Tensor)
-        return received.to(device=hidden_BTH.device, dtype=hidden_BTH.dtype)
+        refuse_training(training)
+        received_BTH = self._client.compute(
+            hidden_BTH.detach().to(self._info.dtype),
+            attention_mask=attention_mask,
+            position_ids=position_ids,
+            expected_fingerprint=self._service_fingerprint,
+        )
+        return joined(hidden_BTH, received_BTH)
 
     def open_session(self) -> "RemoteTrunkSession":
         """Open a KV cache on the server."""
         self._free_abandoned()
-        session = self._client.session(expected_fingerprint=self._info.fingerprint)
+        session = self._client.session(expected_fingerprint=self._service_fingerprint)
         return RemoteTrunkSession(session, self._info.dtype, self._abandoned)
 
     def wire_bytes(self) -> int:
@@ -87,9 +96,14 @@ class RemoteTrunk(TrunkPort):
         self._free_abandoned()
         self._client.close()
 
+    def hang_up(self) -> None:
+        """Close the connection without a word; the server frees the sessions after its detached timeout."""
+        self._client.close()
+
     def _free_abandoned(self) -> None:
-        while self._abandoned:
-            self._abandoned.popleft().close()
+        with contextlib.suppress(IndexError):  # empty, or emptied by another thread
+            while True:
+                self._abandoned.popleft().close()
 
 
 class RemoteTrunkSession(TrunkSession):
@@ -110,11 +124,18 @@ class RemoteTrunkSession(TrunkSession):
         hidden_BTH: torch.Tensor,
         attention_mask: torch.Tensor | None = None,
         position_ids: torch.Tensor | None = None,
+        *,
+        training: bool = False,
     ) -> torch.Tensor:
-        """Append T tokens to the cache."""
-        sent = hidden_BTH.detach().to(self._dtype)
-        received = self._session.step(sent, attention_mask=attention_mask, position_ids=position_ids)
-        return received.to(device=hidden_BTH.device, dtype=hidden_BTH.dtype)
+        """Append T tokens to the cache; no gradient comes back.
+
+        Raises:
+            UnsupportedOptionError: a training forward whose gradient would have to cross the wire.
+        """
+        refuse_training(training)
+        sent_BTH = hidden_BTH.detach().to(self._dtype)
+        received_BTH = self._session.step(sent_BTH, attention_mask=attention_mask, position_ids=position_ids)
+        return joined(hidden_BTH, received_BTH)
 
     def reorder(self, indices: torch.Tensor) -> None:
         """Replace the rows of the cache by its rows `indices` [B']."""
@@ -135,6 +156,39 @@ class RemoteTrunkSession(TrunkSession):
     def abandon(self) -> None:
         """Leave closing to the port's next call: a finaliser must not wait for a server."""
         self._abandoned.append(self._session)
+
+
+class NoGradient(torch.autograd.Function):
+    """Joins what came from a server to the graph of what was sent, and says why no gradient goes that way."""
+
+    @staticmethod
+    def forward(ctx: Any, sent_BTH: torch.Tensor, received_BTH: torch.Tensor) -> torch.Tensor:
+        """Return what was received."""
+        return received_BTH.view_as(received_BTH)
+
+    @staticmethod
+    def backward(ctx: Any, *gradients: torch.Tensor) -> Any:
+        """Refuse, instead of leaving the Bottom without gradients in silence."""
+        raise UnsupportedOptionError(TRAINING_REFUSED)
+
+
+def joined(sent_BTH: torch.Tensor, received_BTH: torch.Tensor) -> torch.Tensor:
+    """Return what was received in the device and dtype of what was sent."""
+    converted_BTH = received_BTH.to(device=sent_BTH.device, dtype=sent_BTH.dtype)
+    if not (sent_BTH.requires_grad and torch.is_grad_enabled()):
+        return converted_BTH
+    out_BTH: torch.Tensor = NoGradient.apply(sent_BTH, converted_BTH)  # type: ignore[no-untyped-call]
+    return out_BTH
+
+
+def refuse_training(training: bool) -> None:
+    """Refuse a forward whose gradient would have to cross the wire, before anything is sent.
+
+    Raises:
+        UnsupportedOptionError: train mode with gradients enabled.
+    """
+    if training and torch.is_grad_enabled():
+        raise UnsupportedOptionError(TRAINING_REFUSED)
 
 
 def trunk_info(info: ServiceInfo) -> TrunkInfo:
@@ -159,6 +213,6 @@ def trunk_info(info: ServiceInfo) -> TrunkInfo:
         model_type=info.model_type,
         hidden_size=info.hidden_size,
         dtype=info.dtype,
-        fingerprint=info.fingerprint,
+        fingerprint=info.fingerprint and info.fingerprint.partition(FINGERPRINT_SEPARATOR)[0],
         max_positions=info.max_positions,
     )

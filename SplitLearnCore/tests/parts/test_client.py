@@ -1,11 +1,13 @@
 """The client model beside `generate`: forwards by hand, names, refusals, and who frees the session."""
 
+import copy
 import gc
+from pathlib import Path
 
 import pytest
 import torch
 
-from splitlearn_core import LocalTrunk, PartInputError, SplitModel, TrunkSession
+from splitlearn_core import LocalTrunk, PartInputError, SplitModel, SplitPoints, TrunkSession, UnsupportedOptionError
 from tests.support.families import padded_prompt, tiny_split
 
 
@@ -125,3 +127,101 @@ def test_a_mask_of_four_dimensions_is_refused() -> None:
     client, _ = counting_client()
     with pytest.raises(PartInputError, match="attention_mask"):
         client(torch.ones(1, 3, dtype=torch.long), attention_mask=torch.ones(1, 1, 3, 3))
+
+
+def test_a_forward_opens_a_session_only_when_asked() -> None:
+    client, trunk = counting_client()
+    assert client(**padded_prompt(100)).past_key_values is None
+    assert trunk.open == []
+    assert client(**padded_prompt(100), use_cache=True).past_key_values.position == 9
+    assert len(trunk.open) <= 1
+
+
+def test_a_generation_that_was_returned_is_not_held_by_the_model() -> None:
+    client, trunk = counting_client()
+    client.generate(**padded_prompt(100), max_new_tokens=3, return_dict_in_generate=True)
+    gc.collect()
+    assert trunk.open == []
+
+
+def test_dropout_of_the_trunk_follows_the_model() -> None:
+    split = tiny_split("gpt2")
+    for piece in (split.client, split.trunk):
+        for module in piece.modules():
+            if isinstance(module, torch.nn.Dropout):
+                module.p = 0.5
+    ids = padded_prompt(100)["input_ids"]
+    split.client.train()
+    for use_cache in (False, True):
+        assert not torch.equal(*(split.client(ids, use_cache=use_cache).logits for _ in range(2)))
+    split.client.eval()
+    for use_cache in (True, False):
+        assert torch.equal(split.client(ids, use_cache=use_cache).logits, split.whole(ids).logits)
+
+
+def test_what_the_architecture_takes_by_keyword_reaches_it() -> None:
+    split = tiny_split("llama")
+    ids = padded_prompt(100)["input_ids"]
+    options = {"labels": ids, "num_items_in_batch": 1000}
+    assert torch.equal(split.client(ids, **options).loss, split.whole(ids, **options).loss)
+    assert isinstance(split.client(ids, return_dict=False), tuple)
+
+
+def test_a_trunk_of_another_dtype_is_converted_to() -> None:
+    split = tiny_split("llama")
+    ids = padded_prompt(100)["input_ids"]
+    expected = split.whole(ids).logits
+    # A copy: the trunk's tensors are the whole model's.
+    split.client.trunk = LocalTrunk(copy.deepcopy(split.trunk).to(torch.float64))
+    logits = split.client(ids).logits
+    assert logits.dtype == torch.float32
+    torch.testing.assert_close(logits, expected, rtol=0, atol=1e-5 * float(expected.abs().max()))
+
+
+def test_a_reorder_that_fails_on_the_trunk_ends_the_cache(monkeypatch: pytest.MonkeyPatch) -> None:
+    client, _ = counting_client()
+    ids = padded_prompt(100)["input_ids"]
+    cache = client(ids, use_cache=True).past_key_values
+    monkeypatch.setattr(cache.session, "reorder", lambda indices: pytest.fail("lost"))
+    with pytest.raises(pytest.fail.Exception, match="lost"):
+        cache.reorder_cache(torch.tensor([1, 0]))
+    with pytest.raises(PartInputError, match="start again with a new cache"):
+        client(ids[:, :1], past_key_values=cache)
+
+
+def test_a_crop_of_more_than_there_is_crops_both_sides_to_nothing() -> None:
+    client, _ = counting_client()
+    cache = client(padded_prompt(100)["input_ids"], use_cache=True).past_key_values
+    cache.crop(-100)
+    assert cache.position == cache.session.position == 0
+
+
+def test_rows_are_counted_through_reorders() -> None:
+    client, _ = counting_client()
+    cache = client(padded_prompt(100)["input_ids"], use_cache=True).past_key_values
+    cache.batch_select_indices(torch.tensor([1]))
+    cache.batch_repeat_interleave(3)
+    assert client(torch.ones(3, 1, dtype=torch.long), past_key_values=cache).logits.shape[0] == 3
+
+
+def test_a_cache_of_a_model_cut_elsewhere_is_refused() -> None:
+    one, other = tiny_split("gpt2").client, tiny_split("gpt2", points=SplitPoints(1, 5)).client
+    cache = other(padded_prompt(100)["input_ids"], use_cache=True).past_key_values
+    with pytest.raises(UnsupportedOptionError, match="must come from this split model"):
+        one(torch.ones(2, 1, dtype=torch.long), past_key_values=cache)
+
+
+def test_a_mask_that_is_refused_leaves_the_cache_as_it_was() -> None:
+    client, _ = counting_client()
+    ids = padded_prompt(100)["input_ids"]
+    cache = client(ids, use_cache=True).past_key_values
+    with pytest.raises(PartInputError, match="attention_mask"):
+        client(ids[:, :1], past_key_values=cache, attention_mask=torch.ones(2, 1, 1, 10))
+    assert client(ids[:, :1], past_key_values=cache).logits.shape == (2, 1, client.config.vocab_size)
+
+
+def test_it_cannot_be_saved_as_if_it_were_whole(tmp_path: Path) -> None:
+    client, _ = counting_client()
+    with pytest.raises(UnsupportedOptionError, match="Bottom and Top only"):
+        client.save_pretrained(tmp_path)
+    assert list(tmp_path.iterdir()) == []

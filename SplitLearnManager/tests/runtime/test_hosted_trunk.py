@@ -52,7 +52,7 @@ def client(trunk: Trunk) -> Iterator[Client]:
 def test_it_says_what_it_hosts(trunk: Trunk) -> None:
     trunk.fingerprint = "abc"
     info = HostedTrunk(trunk, name="tiny").get_info()
-    assert (info.name, info.fingerprint, info.split_points, info.num_layers) == ("tiny", "abc", (1, 5), 6)
+    assert (info.name, info.fingerprint, info.split_points, info.num_layers) == ("tiny", "abc:1-5", (1, 5), 6)
     assert (info.hidden_size, info.dtype, info.max_positions, info.model_type) == (32, torch.float32, 64, "llama")
     assert info.stateful
 

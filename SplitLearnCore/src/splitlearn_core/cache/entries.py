@@ -56,9 +56,22 @@ def import_cache(cache: PartCache, states: list[LayerState], position: int) -> N
         raise ValueError(f"expected the cache of layers {expected}; got that of {got}")
     num_rows = 0
     for state in states:
+        _check_state(state, position)
         _write(cache.layers[state.layer], state.tensors, position)
         num_rows = max([num_rows, *(tensor.shape[0] for tensor in state.tensors.values())])
     cache.advance(num_rows, position)
+
+
+def _check_state(state: LayerState, position: int) -> None:
+    """Check that a state has the tensors of its kind, as many rows each, and the length that it says."""
+    if state.kind == "linear_attention" or not (state.tensors or position):
+        return
+    if set(state.tensors) != {"keys", "values"} or any(t.dim() != 4 for t in state.tensors.values()):
+        shapes = {name: list(tensor.shape) for name, tensor in state.tensors.items()}
+        raise ValueError(f"expected keys and values [B, heads, P, D] for layer {state.layer}; got {shapes}")
+    lengths = {tensor.shape[2] for tensor in state.tensors.values()}
+    if (state.kind == "attention" and lengths != {position}) or max(lengths) > position:
+        raise ValueError(f"expected a cache of {position} tokens for layer {state.layer}; got {sorted(lengths)}")
 
 
 def kind_of(layer: object) -> str:

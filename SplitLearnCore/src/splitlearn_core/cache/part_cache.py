@@ -127,6 +127,17 @@ class PartCache(DynamicCache):
         Raises:
             PartInputError: an earlier forward failed.
         """
+        with self.wholly():
+            yield
+        self.advance(num_rows, num_tokens)
+
+    @contextmanager
+    def wholly(self) -> Iterator[None]:
+        """Refuse this cache for good when what happens inside fails: some layers may have changed and others not.
+
+        Raises:
+            PartInputError: something failed before.
+        """
         if self._has_failed:
             raise PartInputError(
                 "an earlier forward with this cache failed: some layers hold its tokens and others do not; "
@@ -137,7 +148,6 @@ class PartCache(DynamicCache):
         except BaseException:
             self._has_failed = True
             raise
-        self.advance(num_rows, num_tokens)
 
     def advance(self, num_rows: int, num_tokens: int) -> None:
         """Count the rows and tokens of a forward that has just ended."""
@@ -164,7 +174,8 @@ class PartCache(DynamicCache):
             layer.reset()
 
     def reorder_cache(self, beam_idx: torch.Tensor) -> None:
-        """Reorder the rows of every own layer once; `beam_idx` [B] integer."""
+        """Reorder the rows of every own layer once; `beam_idx` [B'] integer."""
+        self.num_rows = len(beam_idx)
         for layer in self._each_once():
             layer.reorder_cache(beam_idx)
 
@@ -181,6 +192,7 @@ class PartCache(DynamicCache):
 
     def batch_select_indices(self, indices: torch.Tensor) -> None:
         """Keep the rows `indices` [B'] only."""
+        self.num_rows = len(indices)
         for layer in self._each_once():
             layer.batch_select_indices(indices)
 

@@ -6,13 +6,13 @@ Tensor shapes: B rows, T new tokens, P cached tokens, H hidden size.
 import functools
 import inspect
 from contextlib import nullcontext
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from torch import nn
 from transformers import GenerationConfig, GenerationMixin, PreTrainedModel
 
-from splitlearn_core.errors import PartInputError, UnsupportedOptionError
+from splitlearn_core.errors import CoreError, PartInputError, UnsupportedOptionError
 from splitlearn_core.parts.part import CutModel, replace_hidden
 from splitlearn_core.parts.port import TrunkPort
 from splitlearn_core.parts.split_cache import SplitCache
@@ -24,8 +24,18 @@ TRUNK_INTERNALS = ("output_attentions", "output_hidden_states")
 """What a forward may be asked for that only the trunk could answer."""
 
 
+class Crossing(NamedTuple):
+    """What goes to the trunk beside the hidden states of the forward that is running."""
+
+    cache: SplitCache | None
+    attention_mask: torch.Tensor | None
+    """[B, P + T] where there is padding."""
+    position_ids: torch.Tensor | None
+    """[B, T] where positions do not just go on."""
+
+
 class SplitModel(CutModel, GenerationMixin):
-    """Bottom and Top in one Hugging Face model; `generate`, `save_pretrained` and tied weights are Hugging Face's own.
+    """Bottom and Top in one Hugging Face model; `generate` and tied weights are Hugging Face's own.
 
     One forward at a time. Concrete classes are made by `class_for`.
     """
@@ -34,6 +44,7 @@ class SplitModel(CutModel, GenerationMixin):
     """The middle; set by whoever makes the model."""
     _bottom_output_BTH: torch.Tensor | None = None
     _generation_cache: SplitCache | None = None
+    _crossing: Crossing | None = None
 
     @classmethod
     def class_attributes(cls, architecture: type[PreTrainedModel]) -> dict[str, Any]:
@@ -70,6 +81,7 @@ class SplitModel(CutModel, GenerationMixin):
             PartInputError: a sequence longer than the model's maximum, or a mask that is not [B, P + T].
         """
         self._refuse_trunk_internals(inputs)
+        mask = needed_mask(inputs.get("attention_mask"))
         cache = self._cache_of(inputs)
         embedded = inputs.get("input_ids") if inputs.get("input_ids") is not None else inputs.get("inputs_embeds")
         if embedded is None:
@@ -77,14 +89,17 @@ class SplitModel(CutModel, GenerationMixin):
         num_rows, num_tokens = embedded.shape[:2]
         self._check_length(num_tokens + (cache.position if cache is not None else 0))
         with nullcontext() if cache is None else cache.appending(num_rows, num_tokens):
-            return self._run_across(inputs, cache)
+            return self._run_across(inputs, cache, mask)
 
-    def _run_across(self, inputs: dict[str, Any], cache: SplitCache | None) -> Any:
-        self._inputs, self._cache = inputs, cache
+    def _run_across(self, inputs: dict[str, Any], cache: SplitCache | None, mask: torch.Tensor | None) -> Any:
+        if self._crossing is not None:
+            raise RuntimeError("two forwards of one split model at the same time; load a model for each thread")
+        past = 0 if cache is None else cache.position
+        self._crossing = Crossing(cache, mask, needed_positions(inputs.get("position_ids"), past))
         try:
-            return self.call_whole(**inputs)
+            return self.architecture.forward(self, **inputs)
         finally:
-            del self._inputs, self._cache
+            self._crossing = None
             self._bottom_output_BTH = None
 
     def _cache_of(self, inputs: dict[str, Any]) -> SplitCache | None:
@@ -92,14 +107,19 @@ class SplitModel(CutModel, GenerationMixin):
         cache = inputs.get(name)
         use_cache = inputs.get("use_cache")
         if use_cache is None:
-            # As in transformers the configuration decides; a training step has no use for a cache on a server.
-            use_cache = bool(getattr(self.config, "use_cache", True)) and not self.training
+            # Unlike in transformers, not by default: a cache that nobody asked for would be a session on a server.
+            use_cache = cache is not None
         if cache is None and use_cache:
             cache = self.new_cache()
-        if cache is not None and not isinstance(cache, SplitCache):
-            raise UnsupportedOptionError(foreign_cache_message(cache))
-        inputs.update({name: cache, "use_cache": use_cache})
+        self._check_cache(cache)
+        given = {name: cache, "use_cache": use_cache}
+        inputs.update({key: value for key, value in given.items() if key in self.forward_parameters})
         return cache
+
+    def _check_cache(self, cache: object) -> None:
+        is_own = isinstance(cache, SplitCache) and cache.own_layers == tuple(self.cut.kept)
+        if cache is not None and not is_own:
+            raise UnsupportedOptionError(foreign_cache_message(cache))
 
     def _check_length(self, total_tokens: int) -> None:
         limit = max_positions(self.config)
@@ -117,15 +137,15 @@ class SplitModel(CutModel, GenerationMixin):
         return replace_hidden(args, kwargs, self._across(self._bottom_output_BTH))
 
     def _across(self, hidden_BTH: torch.Tensor) -> torch.Tensor:
-        past = self._cache.position if self._cache is not None else 0
-        mask = needed_mask(self._inputs.get("attention_mask"))
-        positions = needed_positions(self._inputs.get("position_ids"), past)
-        if self._cache is not None:
-            session = self._cache.session
+        assert self._crossing is not None
+        cache, mask, positions = self._crossing
+        if cache is None:
+            return self.trunk.compute(hidden_BTH, mask, positions, training=self.training)
+        session = cache.session
+        if session.position != cache.position:
             # Halves that had come apart would go unnoticed: the tokens would only be a little wrong.
-            assert session.position == past, f"the trunk's cache holds {session.position} tokens, ours {past}"
-            return session.step(hidden_BTH, mask, positions)
-        return self.trunk.compute(hidden_BTH, mask, positions, training=self.training)
+            raise CoreError(f"the trunk's cache holds {session.position} tokens, ours {cache.position}; start again")
+        return session.step(hidden_BTH, mask, positions, training=self.training)
 
     def _refuse_trunk_internals(self, inputs: dict[str, Any]) -> None:
         for option in TRUNK_INTERNALS:
@@ -140,19 +160,28 @@ class SplitModel(CutModel, GenerationMixin):
             UnsupportedOptionError: before the first token, for what would need the trunk's inside.
         """
         self._generation_cache = None
+        output: Any = None
         try:
-            output: Any = super().generate(*args, **kwargs)  # type: ignore[misc]  # annotates self as a private class
-        except BaseException:
-            self._close_generation_cache()
-            raise
-        if isinstance(output, torch.Tensor):
-            self._close_generation_cache()
+            output = super().generate(*args, **kwargs)  # type: ignore[misc]  # annotates self as a private class
+        finally:
+            self._leave_generation_cache(is_held_by_caller=not (output is None or isinstance(output, torch.Tensor)))
         return output
 
-    def _close_generation_cache(self) -> None:
-        if self._generation_cache is not None:
-            self._generation_cache.close()
-            self._generation_cache = None
+    def _leave_generation_cache(self, *, is_held_by_caller: bool) -> None:
+        cache, self._generation_cache = self._generation_cache, None
+        if cache is not None and not is_held_by_caller:
+            cache.close()
+
+    def save_pretrained(self, *args: Any, **kwargs: Any) -> None:
+        """Refuse: without the trunk the files would look like a whole checkpoint and be none.
+
+        Raises:
+            UnsupportedOptionError: always.
+        """
+        raise UnsupportedOptionError(
+            "a split model holds Bottom and Top only and cannot be saved as a checkpoint; "
+            "save model.state_dict() with safetensors: its names are those of the unsplit model"
+        )
 
     def _prepare_cache_for_generation(  # type: ignore[override]  # what follows differs between versions
         self, generation_config: GenerationConfig, model_kwargs: dict[str, Any], *args: Any, **kwargs: Any
@@ -161,8 +190,7 @@ class SplitModel(CutModel, GenerationMixin):
         self._refuse_trunk_internals({name: getattr(generation_config, name, None) for name in TRUNK_INTERNALS})
         name = "past_key_values" if "past_key_values" in self.forward_parameters else "cache_params"
         given = model_kwargs.get(name)
-        if given is not None and not isinstance(given, SplitCache):
-            raise UnsupportedOptionError(foreign_cache_message(given))
+        self._check_cache(given)
         if generation_config.cache_implementation not in (None, "dynamic"):
             raise UnsupportedOptionError(
                 f"cache_implementation={generation_config.cache_implementation!r} is not there for a split model: "

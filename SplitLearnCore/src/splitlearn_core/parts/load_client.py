@@ -49,7 +49,8 @@ def load_client_model(
     source = locate(model_id, revision)
     split = SplitConfig(split_points=split_points, device=device, dtype=dtype, attn_implementation=attn_implementation)
     if trunk is None:
-        trunk = load_piece(Trunk, source, split)
+        # As on a server: `model.parameters()` are Bottom and Top, and nobody would clear the trunk's gradients.
+        trunk = load_piece(Trunk, source, split).requires_grad_(False)
     port = trunk if isinstance(trunk, TrunkPort) else LocalTrunk(trunk)
     check_trunk(port.info, source, split_points)
     model = load_piece(SplitModel, source, replace(split, split_points=port.info.split_points))

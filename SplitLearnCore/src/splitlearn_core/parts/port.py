@@ -46,6 +46,8 @@ class TrunkSession(ABC):
         hidden_BTH: torch.Tensor,
         attention_mask: torch.Tensor | None = None,
         position_ids: torch.Tensor | None = None,
+        *,
+        training: bool = False,
     ) -> torch.Tensor:
         """Append T tokens to the cache.
 
@@ -53,6 +55,7 @@ class TrunkSession(ABC):
             hidden_BTH: hidden states [B, T, H] in the trunk's dtype.
             attention_mask: [B, P + T], 1 for tokens and 0 for padding; None without padding.
             position_ids: [B, T]; None to go on from the cache.
+            training: run the layers in train mode (dropout).
 
         Returns:
             Hidden states [B, T, H] in the trunk's dtype.
@@ -133,11 +136,7 @@ class LocalTrunk(TrunkPort):
         training: bool = False,
     ) -> torch.Tensor:
         """Run the middle layers once without a cache."""
-        if self.trunk.training != training:
-            self.trunk.train(training)
-        hidden = self.trunk(hidden_BTH, attention_mask, position_ids)
-        assert isinstance(hidden, torch.Tensor)
-        return hidden
+        return run_trunk(self.trunk, hidden_BTH, attention_mask, position_ids, training=training)
 
     def open_session(self) -> "LocalTrunkSession":
         """Open a KV cache in this process."""
@@ -164,11 +163,11 @@ class LocalTrunkSession(TrunkSession):
         hidden_BTH: torch.Tensor,
         attention_mask: torch.Tensor | None = None,
         position_ids: torch.Tensor | None = None,
+        *,
+        training: bool = False,
     ) -> torch.Tensor:
         """Append T tokens to the cache."""
-        hidden = self._trunk(hidden_BTH, attention_mask, position_ids, past_key_values=self._cache)
-        assert isinstance(hidden, torch.Tensor)
-        return hidden
+        return run_trunk(self._trunk, hidden_BTH, attention_mask, position_ids, training=training, cache=self._cache)
 
     def reorder(self, indices: torch.Tensor) -> None:
         """Replace the rows of the cache by its rows `indices` [B']."""
@@ -185,6 +184,25 @@ class LocalTrunkSession(TrunkSession):
     def close(self) -> None:
         """Free the cache."""
         self._cache = self._trunk.new_cache()
+
+
+def run_trunk(
+    trunk: Trunk,
+    hidden_BTH: torch.Tensor,
+    attention_mask: torch.Tensor | None,
+    position_ids: torch.Tensor | None,
+    *,
+    training: bool,
+    cache: PartCache | None = None,
+) -> torch.Tensor:
+    """Run a Trunk part in the mode of its client; device and dtype are converted on the way there and back."""
+    if trunk.training != training:
+        trunk.train(training)
+    mask, positions = (t if t is None else t.to(trunk.device) for t in (attention_mask, position_ids))
+    sent_BTH = hidden_BTH.to(trunk.device, trunk.dtype)
+    received_BTH = trunk(sent_BTH, mask, positions, past_key_values=cache)
+    assert isinstance(received_BTH, torch.Tensor)
+    return received_BTH.to(hidden_BTH.device, hidden_BTH.dtype)
 
 
 def trunk_info(trunk: Trunk) -> TrunkInfo:

@@ -46,27 +46,32 @@ class SplitCache(PartCache):
 
     def reorder_cache(self, beam_idx: torch.Tensor) -> None:
         """Reorder the rows on both sides; `beam_idx` [B] integer."""
-        super().reorder_cache(beam_idx)
-        if self.position:
-            self.session.reorder(beam_idx)
+        with self.wholly():
+            if self.position:
+                self.session.reorder(beam_idx)
+            super().reorder_cache(beam_idx)
 
     def crop(self, tokens_to_remove: int) -> None:
         """Take back the last `-tokens_to_remove` tokens on both sides."""
-        super().crop(tokens_to_remove)
-        self.session.crop(-tokens_to_remove)
+        num_tokens = min(-tokens_to_remove, self.position)
+        with self.wholly():
+            self.session.crop(num_tokens)
+            super().crop(-num_tokens)
 
     def batch_repeat_interleave(self, repeats: int) -> None:
         """Repeat every row `repeats` times on both sides."""
         rows = torch.arange(self.num_rows).repeat_interleave(repeats)
-        super().batch_repeat_interleave(repeats)
-        if self.position:
-            self.session.reorder(rows)
+        with self.wholly():
+            if self.position:
+                self.session.reorder(rows)
+            super().batch_repeat_interleave(repeats)
 
     def batch_select_indices(self, indices: torch.Tensor) -> None:
         """Keep the rows `indices` [B'] on both sides."""
-        super().batch_select_indices(indices)
-        if self.position:
-            self.session.reorder(indices)
+        with self.wholly():
+            if self.position:
+                self.session.reorder(indices)
+            super().batch_select_indices(indices)
 
     def activate_past_recording(self) -> None:
         """Keep what a later `crop` may need on both sides."""

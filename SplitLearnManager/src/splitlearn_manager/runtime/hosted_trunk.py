@@ -54,10 +54,12 @@ class HostedTrunk(SessionHost):
     def get_info(self) -> ServiceInfo:
         """Describe the trunk: cut points, fingerprint, what hidden states it takes."""
         info = trunk_info(self._trunk)
+        a, b = info.split_points
         return ServiceInfo(
             name=self._name,
-            fingerprint=info.fingerprint,
-            split_points=(info.split_points.bottom_end, info.split_points.trunk_end),
+            # With the cut points: a client that comes back to this address must not meet other layers.
+            fingerprint=info.fingerprint and ":".join((info.fingerprint, f"{a}-{b}")),
+            split_points=(a, b),
             num_layers=info.num_layers,
             hidden_size=info.hidden_size,
             dtype=info.dtype,
