@@ -10,7 +10,7 @@ import grpc
 import grpc.aio
 import torch
 
-from splitlearn_comm import protocol
+import splitlearn_comm.protocol as protocol
 from splitlearn_comm.client.aio_session import AsyncClientSession
 from splitlearn_comm.client.aio_stream import AsyncStream
 from splitlearn_comm.client.cursor import SessionCursor

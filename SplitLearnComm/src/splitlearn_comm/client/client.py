@@ -9,7 +9,7 @@ from typing import Any, Literal, Self, overload
 import grpc
 import torch
 
-from splitlearn_comm import protocol
+import splitlearn_comm.protocol as protocol
 from splitlearn_comm.client.cursor import SessionCursor
 from splitlearn_comm.client.deadline import Deadline
 from splitlearn_comm.client.failures import translate

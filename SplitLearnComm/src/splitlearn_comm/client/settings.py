@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from typing import Self
 
-from splitlearn_comm import protocol
+import splitlearn_comm.protocol as protocol
 from splitlearn_comm.client.retry import ExponentialBackoff, RetryStrategy
 from splitlearn_comm.errors import MessageTooLargeError
 from splitlearn_comm.messages import ServiceInfo

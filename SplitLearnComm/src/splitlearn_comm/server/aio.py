@@ -12,7 +12,7 @@ import grpc
 import grpc.aio
 from grpc_health.v1 import health, health_pb2, health_pb2_grpc
 
-from splitlearn_comm import protocol
+import splitlearn_comm.protocol as protocol
 from splitlearn_comm.errors import AddressInUseError
 from splitlearn_comm.host import SessionHost
 from splitlearn_comm.server.calls import CallService
