@@ -125,6 +125,19 @@ def test_other_weights_are_another_commit(fake_hub: Hub, tmp_path: Path) -> None
     assert fake_hub.publish("gpt2", tmp_path / "model") != first
 
 
+def test_a_commit_stays_when_the_branch_goes_on(fake_hub: Hub, tmp_path: Path) -> None:
+    digests = {}
+    for number, branch in enumerate(("main", "main", "next")):
+        directory = tmp_path / str(number)
+        directory.mkdir()
+        (directory / "model.safetensors").write_bytes(bytes([number]))
+        commit = fake_hub.publish("gpt2", directory, branch=branch)
+        digests[commit] = digests[branch] = hashlib.sha256(bytes([number])).hexdigest()
+    assert len(set(digests.values())) == 3
+    for revision, digest in digests.items():
+        assert run(fake_hub, DOWNLOAD, "gpt2", "model.safetensors", revision) == digest
+
+
 @pytest.mark.parametrize(
     ("code", "args", "message"),
     [

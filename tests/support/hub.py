@@ -45,7 +45,7 @@ class Hub:
     def __init__(self, home: Path) -> None:
         """`home` is where clients keep their cache (HF_HOME); it need not exist."""
         self.home = home
-        self._repositories: dict[str, Repository] = {}
+        self._revisions: dict[str, dict[str, Repository]] = {}
         self._renamed: dict[str, str] = {}
         self._cuts: dict[str, list[int]] = {}
         self._requests: list[Request] = []
@@ -77,11 +77,14 @@ class Hub:
         """Where large files are redirected to; by another host name, as clients tell the hub from its storage."""
         return f"http://localhost:{self.port}/storage"
 
-    def publish(self, repo_id: str, directory: Path) -> str:
-        """Serve the files below `directory` as the model `repo_id`; returns the commit. Again: another commit."""
+    def publish(self, repo_id: str, directory: Path, *, branch: str = "main") -> str:
+        """Serve the files below `directory` as the model `repo_id`; returns the commit.
+
+        Again: another commit, to which the branch then points. Those before stay, so leave their directories alone.
+        """
         repository = read_repository(repo_id, directory)
         with self._lock:
-            self._repositories[repo_id] = repository
+            self._revisions.setdefault(repo_id, {}).update({branch: repository, repository.commit: repository})
         return repository.commit
 
     def rename(self, old_id: str, new_id: str) -> None:
@@ -139,7 +142,7 @@ class Hub:
         """Decide the answer to a request and put it into the log (the handler's side of the hub)."""
         with self._lock:
             new_id = self._renamed.get(asked.repo_id)
-            found = self._repositories.get(asked.repo_id)
+            found = self._revisions.get(asked.repo_id, {})
             reply = answer_renamed(asked, new_id) if new_id else answer(asked, found, self.storage_endpoint)
             request = Request(
                 method=method, path=asked.path, repo_id=asked.repo_id, file=asked.file, status=reply.status

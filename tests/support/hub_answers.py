@@ -68,11 +68,12 @@ def take_apart(path: str, form: str, range_header: str) -> Asked:
     )
 
 
-def answer(asked: Asked, repository: Repository | None, storage_endpoint: str) -> Answer:
-    """Decide the answer to a request for `repository`, None where there is no such model."""
-    if repository is None:  # what the hub says to everyone who is not logged in
+def answer(asked: Asked, revisions: Mapping[str, Repository], storage_endpoint: str) -> Answer:
+    """Decide the answer to a request for a model, whose branches and commits are `revisions`; empty: no such model."""
+    if not revisions:  # what the hub says to everyone who is not logged in
         return _error(401, "RepoNotFound", "Repository not found")
-    if not repository.has_revision(asked.revision):
+    repository = revisions.get(asked.revision)
+    if repository is None:
         return _error(404, "RevisionNotFound", f"Invalid rev id: {asked.revision}")
     if asked.file:
         return _answer_file(asked, repository, storage_endpoint)

@@ -47,16 +47,12 @@ class HubFile:
 
 @dataclass(frozen=True, kw_only=True)
 class Repository:
-    """One published model, at its only commit."""
+    """One published model, at one commit."""
 
     repo_id: str
     files: dict[str, HubFile]
     commit: str
     """Digest of names and contents, so that other contents are another commit."""
-
-    def has_revision(self, revision: str) -> bool:
-        """Whether `revision` names this commit."""
-        return revision in ("main", self.commit)
 
     def describe(self, *, with_blobs: bool) -> dict[str, Any]:
         """The model's description."""

@@ -6,15 +6,18 @@ so that what one downloads is not there for the other.
 
 import json
 import shutil
+import socket
 from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 from transformers import LlamaConfig, LlamaForCausalLM
 
 from splitlearn_core import load_part
 from tests.support.hub import Hub
 from tests.support.models import save_gpt2
+from tests.support.programs import run_program
 
 pytestmark = pytest.mark.slow
 
@@ -32,6 +35,30 @@ def describe(part):
     return {"fingerprint": part.fingerprint, "sums": sums}
 print(json.dumps([describe(load_part(*argument.split("|"))) for argument in sys.argv[1:]]))
 """
+
+
+CACHE = """
+import sys, huggingface_hub
+for file in sys.argv[2:]:
+    huggingface_hub.hf_hub_download(sys.argv[1], file)
+"""
+LOCATE = """
+import sys, time
+from splitlearn_core import CheckpointError
+from splitlearn_core.checkpoint.source import locate
+started = time.monotonic()
+try:
+    locate(*sys.argv[1:])
+except CheckpointError as error:
+    print(error)
+print(time.monotonic() - started)
+"""
+
+
+@pytest.fixture(autouse=True)
+def own_memory(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Nothing is remembered of what a hub said to another test."""
+    monkeypatch.setenv("SPLITLEARN_CACHE", str(tmp_path / "memory"))
 
 
 def load(hub: Hub, *arguments: str, offline: bool = False) -> list[dict[str, Any]]:
@@ -119,3 +146,57 @@ def test_a_download_that_breaks_goes_on(fake_hub: Hub, tmp_path: Path) -> None:
     assert load(fake_hub, "gpt2|bottom") == [describe_local(directory, "bottom")]
     sent = [(r.status, r.num_bytes) for r in fake_hub.requests if r.file == "model.safetensors" and r.num_bytes]
     assert sent == [(200, 11 << 20), (206, num_bytes - (10 << 20))]
+
+
+def fill_cache(hub: Hub, model_id: str, *files: str) -> None:
+    """Download some files, as another program may have done."""
+    result = hub.run_python(CACHE, model_id, *files)
+    assert result.returncode == 0, result.stderr
+
+
+def test_the_same_commit_has_the_same_fingerprint_whatever_the_cache_holds(fake_hub: Hub, tmp_path: Path) -> None:
+    directory = tmp_path / "model"
+    whole = save_gpt2(directory)
+    torch.save(whole.state_dict(), directory / "pytorch_model.bin")
+    fake_hub.publish("gpt2", directory)
+    fill_cache(fake_hub, "gpt2", "config.json", "pytorch_model.bin")
+    assert load(fake_hub, "gpt2|trunk") == [describe_local(directory, "trunk")]
+    assert "model.safetensors" in fake_hub.downloaded("gpt2")
+
+
+def test_without_the_hub_the_cache_has_to_do(fake_hub: Hub, tmp_path: Path) -> None:
+    directory = tmp_path / "model"
+    whole = save_gpt2(directory)
+    torch.save(whole.state_dict(), directory / "pytorch_model.bin")
+    fake_hub.publish("gpt2", directory)
+    fill_cache(fake_hub, "gpt2", "config.json", "pytorch_model.bin")
+    (directory / "model.safetensors").rename(tmp_path / "elsewhere")
+    assert load(fake_hub, "gpt2|trunk", offline=True) == [describe_local(directory, "trunk")]
+
+
+def test_a_hub_that_is_not_there_is_given_up_soon(fake_hub: Hub, tmp_path: Path) -> None:
+    environment = fake_hub.environment() | {"HF_ENDPOINT": f"http://127.0.0.1:{closed_port()}"}
+    said, elapsed_s = run_locate(environment, "nobody/nothing")
+    assert "config.json of it is not in the local hub cache, and the hub cannot be reached" in said
+    assert elapsed_s < 5  # six tries of huggingface_hub's own take 23 s
+
+
+def test_a_revision_that_is_not_there(fake_hub: Hub, tmp_path: Path) -> None:
+    save_gpt2(tmp_path / "model")
+    fake_hub.publish("gpt2", tmp_path / "model")
+    said, _ = run_locate(fake_hub.environment(), "gpt2", "v9")
+    assert said == "the hub's gpt2 has no revision 'v9': expected one of its branches, tags or commits"
+
+
+def run_locate(environment: dict[str, str], *arguments: str) -> tuple[str, float]:
+    result = run_program(["-c", LOCATE, *arguments], environment)
+    assert result.returncode == 0, result.stderr
+    said, elapsed_s = result.stdout.splitlines()
+    return said, float(elapsed_s)
+
+
+def closed_port() -> int:
+    """Return a port of this machine where nobody listens."""
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        return int(probe.getsockname()[1])

@@ -47,6 +47,19 @@ def fingerprint(source: Source, index: WeightIndex) -> str:
     return hashlib.sha256(content.encode()).hexdigest()
 
 
+def mismatch(source: Source, own: str, theirs: str) -> str:
+    """Say that a trunk's fingerprint is not that of `source`, and what to do about it."""
+    at, advice = "", ""
+    if source.commit is not None:
+        at = f" at commit {source.commit}"
+        advice = ": give both sides the same revision= (splitlearn serve --revision), one commit by its full name"
+    return (
+        f"the trunk was loaded from another checkpoint: its fingerprint is {theirs[:12]}…, that of "
+        f"{source.model_id}{at} is {own[:12]}…; both sides need the same weights and configuration, to the last "
+        f"bit{advice}"
+    )
+
+
 def normalised(config: dict[str, Any]) -> dict[str, Any]:
     """Drop, at every depth, the keys that say nothing about what the model computes."""
     return {

@@ -1,12 +1,14 @@
 """The weight files of a checkpoint, and which of them hold a part's tensors."""
 
 import json
+import logging
 import re
 import struct
 import zipfile
-from collections.abc import Iterable, Mapping
+from collections.abc import Collection, Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
+from typing import NoReturn
 
 from transformers import PreTrainedModel
 
@@ -16,10 +18,13 @@ from splitlearn_core.errors import CheckpointError
 from splitlearn_core.split.cut import Cut
 from splitlearn_core.split.layers import find_layers, parameter_name
 
+logger = logging.getLogger(__name__)
+
 ZIP_START = b"PK\x03\x04"
 INDEX_SUFFIX = ".index.json"
 WEIGHT_FILES = ("model.safetensors", "pytorch_model.bin")
 """Single-file names in the order in which transformers looks for them; each may be sharded with an index."""
+LAYOUTS = tuple(name + suffix for name in WEIGHT_FILES for suffix in ("", INDEX_SUFFIX))
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -40,16 +45,7 @@ def read_weight_index(source: Source) -> WeightIndex:
     Raises:
         CheckpointError: there are no weights, or the index cannot be read.
     """
-    names = set(source.files_here())
-    found = _first_of(names)
-    if found is None and source.commit is not None:
-        names = set(hub_files(source.model_id, source.commit))
-        found = _first_of(names)
-    if found is None:
-        raise CheckpointError(
-            f"{source.model_id} holds no weights: expected {' or '.join(WEIGHT_FILES)}, whole or with an index; "
-            f"found {', '.join(sorted(names)) or 'nothing'}"
-        )
+    found = _find_layout(source)
     if not found.endswith(INDEX_SUFFIX):
         return WeightIndex(files=(found,))
     path = source.find(found)
@@ -57,9 +53,32 @@ def read_weight_index(source: Source) -> WeightIndex:
     return _parse_index(path)
 
 
-def _first_of(names: set[str]) -> str | None:
-    candidates = (name + suffix for name in WEIGHT_FILES for suffix in ("", INDEX_SUFFIX))
-    return next((name for name in candidates if name in names), None)
+def _find_layout(source: Source) -> str:
+    """Return the weight file, or the index, that transformers would take."""
+    here = source.files_here()
+    found = _first_of(here)
+    if source.commit is None or found == LAYOUTS[0]:
+        return found or _no_weights(source, here)
+    # The cache may hold what an older or other program downloaded; all sides have to choose the same file.
+    try:
+        listed = list(hub_files(source.model_id, source.commit))
+    except CheckpointError:
+        if found is None:
+            raise
+        logger.info("the hub cannot be asked for other weights of %s than %s, which is here", source.model_id, found)
+        return found
+    return _first_of(listed) or _no_weights(source, listed)
+
+
+def _no_weights(source: Source, names: Iterable[str]) -> NoReturn:
+    raise CheckpointError(
+        f"{source.model_id} holds no weights: expected {' or '.join(WEIGHT_FILES)}, whole or with an index; "
+        f"found {', '.join(sorted(names)) or 'nothing'}"
+    )
+
+
+def _first_of(names: Collection[str]) -> str | None:
+    return next((name for name in LAYOUTS if name in names), None)
 
 
 def _parse_index(path: Path) -> WeightIndex:
