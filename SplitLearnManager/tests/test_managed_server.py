@@ -14,8 +14,9 @@ from splitlearn_comm import ServerUnavailableError, SessionNotFoundError
 from splitlearn_comm.quickstart import Client
 from splitlearn_comm.testing.waiting import eventually
 from splitlearn_core import load_part
-from splitlearn_manager import ManagedServer, ServerConfig
+from splitlearn_manager import DeviceNotFoundError, ManagedServer, ServerConfig
 from splitlearn_manager.device import choose_device
+from tests.support.hub import Hub
 from tests.support.models import save_gpt2
 
 torch.set_num_threads(1)
@@ -67,7 +68,7 @@ def test_without_a_gpu_the_device_is_the_cpu() -> None:
 
 @pytest.mark.parametrize("device", ["cuda:99", "nonsense", "cpu:x"])
 def test_a_device_that_is_not_there(device: str) -> None:
-    with pytest.raises(ValueError, match=f"device '{device}' is not there: ") as caught:
+    with pytest.raises(DeviceNotFoundError, match=f"device '{device}' is not there: ") as caught:
         choose_device(device)
     assert "\n" not in str(caught.value)
 
@@ -107,6 +108,34 @@ def test_an_idle_session_expires(model: str) -> None:
         assert "idle_session_timeout_s" in str(caught.value)
         assert "open a new session" in str(caught.value)
         assert server.statistics().sessions_open == 0
+
+
+REVISIONS = """
+import logging, sys, torch
+torch.set_num_threads(1)
+logging.basicConfig(level="INFO", format="%(message)s", stream=sys.stdout)
+from splitlearn_comm.quickstart import Client
+from splitlearn_manager import ManagedServer
+for revision in (None, *sys.argv[1:]):
+    with ManagedServer("gpt2", port=0, revision=revision) as server, Client(server.address) as client:
+        print("serves", client.get_info().fingerprint)
+"""
+
+
+@pytest.mark.slow
+def test_a_revision_is_served_and_its_commit_said(fake_hub: Hub, tmp_path: Path) -> None:
+    expected = {}
+    for seed, name in enumerate(("old", "main")):
+        save_gpt2(tmp_path / name, seed=seed)
+        commit = fake_hub.publish("gpt2", tmp_path / name)
+        expected[name] = (commit, f"{load_part(str(tmp_path / name), 'trunk').fingerprint}:2-4")
+    old_commit, old_fingerprint = expected["old"]
+    result = fake_hub.run_python(REVISIONS, old_commit)
+    assert result.returncode == 0, result.stderr
+    said = [line for line in result.stdout.splitlines() if line.startswith(("serves", "hosting"))]
+    assert [line.removeprefix("serves ") for line in said[1::2]] == [expected["main"][1], old_fingerprint]
+    assert f"of gpt2 at commit {expected['main'][0]}: " in said[0]
+    assert f"of gpt2 at commit {old_commit}: " in said[2]
 
 
 SERVE = """

@@ -1,6 +1,7 @@
 """Models that are not there, or not whole: the same words whoever loads them, client or server."""
 
 import shutil
+import socket
 from collections.abc import Callable
 from pathlib import Path
 
@@ -92,8 +93,20 @@ def test_a_truncated_safetensors_file(served: Served, tmp_path: Path, kept: int)
 
 def test_a_port_in_use(served: Served) -> None:
     port = int(served.address.rpartition(":")[2])
-    server = ManagedServer(str(served.directory), port=port)
     with pytest.raises(AddressInUseError) as caught:
-        server.start()
+        ManagedServer(str(served.directory), port=port)
+    assert_says(caught.value, f"127.0.0.1:{port}", "in use", "port=0")
+
+
+def test_a_port_that_was_taken_while_the_model_was_loaded(served: Served) -> None:
+    with socket.socket() as other:
+        other.bind(("127.0.0.1", 0))
+        port = int(other.getsockname()[1])
+    server = ManagedServer(str(served.directory), port=port)
+    with socket.socket() as other:
+        other.bind(("127.0.0.1", port))
+        other.listen()
+        with pytest.raises(AddressInUseError) as caught:
+            server.start()
     assert_says(caught.value, f"127.0.0.1:{port}", "in use", "port=0")
     server.stop()

@@ -10,8 +10,10 @@ import torch
 from splitlearn_comm import GRPCComputeServer, ServerStatistics
 from splitlearn_comm.server import GRPCServerConfig
 from splitlearn_core import Trunk, load_part
+from splitlearn_core.checkpoint.source import locate
 from splitlearn_manager.config import ServerConfig
 from splitlearn_manager.device import choose_device
+from splitlearn_manager.port_check import check_port_is_free
 from splitlearn_manager.runtime.hosted_trunk import HostedTrunk
 
 logger = logging.getLogger(__name__)
@@ -19,6 +21,8 @@ logger = logging.getLogger(__name__)
 
 class ManagedServer:
     """Hosts the Trunk of one model for many clients.
+
+    The model is loaded here, the port taken by `start`.
 
     Args:
         model: a hub id, a local directory, or `"builtin"`; None for the built-in model.
@@ -28,11 +32,13 @@ class ManagedServer:
         device: where the trunk runs; None for the first GPU, else the CPU.
         dtype: dtype of weights and hidden states; None for float32 on the CPU, the checkpoint's own on a GPU.
         attn_implementation: as in transformers; None for what the model prefers.
+        revision: branch, tag or commit on the hub; None for its default branch.
         config: all other settings.
 
     Raises:
         CheckpointError, SplitPointError, UnsupportedModelError: (of splitlearn_core) when the model is loaded.
-        ValueError: no such device.
+        DeviceNotFoundError: no such device.
+        AddressInUseError: (of splitlearn_comm) the port is in use, said before the model is loaded.
     """
 
     def __init__(
@@ -45,10 +51,13 @@ class ManagedServer:
         device: torch.device | str | None = None,
         dtype: torch.dtype | None = None,
         attn_implementation: str | None = None,
+        revision: str | None = None,
         config: ServerConfig = ServerConfig(),  # noqa: B008 - frozen
     ) -> None:
         self.model_id = model or "builtin"
         chosen = choose_device(device)
+        check_port_is_free(host, port)
+        commit = locate(self.model_id, revision).commit
         trunk = load_part(
             self.model_id,
             "trunk",
@@ -56,9 +65,10 @@ class ManagedServer:
             device=chosen,
             dtype=dtype,
             attn_implementation=attn_implementation,
+            revision=commit,
         )
         assert isinstance(trunk, Trunk)
-        log_choices(self.model_id, trunk)
+        log_choices(self.model_id if commit is None else f"{self.model_id} at commit {commit}", trunk)
         hosted = HostedTrunk(trunk, name=public_name(self.model_id))
         self._server = GRPCComputeServer(hosted, port=port, host=host, config=comm_config(config))
 
@@ -79,7 +89,7 @@ class ManagedServer:
             on_ready: called once the server listens.
 
         Raises:
-            AddressInUseError: (of splitlearn_comm) the port is in use.
+            AddressInUseError: (of splitlearn_comm) the port is in use by now.
         """
         self._server.start(block=block, on_ready=on_ready)
 
@@ -101,7 +111,7 @@ def public_name(model_id: str) -> str:
     return path.resolve().name if path.is_dir() else model_id
 
 
-def log_choices(model_id: str, trunk: Trunk) -> None:
+def log_choices(model: str, trunk: Trunk) -> None:
     """Say what was chosen, so that nobody has to guess."""
     a, b = trunk.split_points
     logger.info(
@@ -109,7 +119,7 @@ def log_choices(model_id: str, trunk: Trunk) -> None:
         a,
         b,
         trunk.cut.num_layers,
-        model_id,
+        model,
         trunk.device,
         trunk.dtype,
         trunk.config._attn_implementation,

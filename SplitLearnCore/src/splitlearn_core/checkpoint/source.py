@@ -133,8 +133,8 @@ def _download(model_id: str, filename: str, revision: str | None) -> Path:
     except (LocalEntryNotFoundError, ConnectionError) as error:
         at = "" if revision is None else f" at revision {revision!r}"
         raise CheckpointError(
-            f"no model {model_id!r}: it is not a directory here, {filename} of it{at} is not in the local hub cache, and "
-            f"the hub cannot be reached; check the name and the connection ({_first_line(error)})"
+            f"no model {model_id!r}: it is not a directory here, {filename} of it{at} is not in the local hub cache, "
+            f"and the hub cannot be reached; check the name and the connection ({_first_line(error)})"
         ) from error
     except EntryNotFoundError:
         raise
