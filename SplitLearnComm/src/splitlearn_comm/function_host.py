@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import asyncio
 from collections.abc import Callable
-from concurrent.futures import ThreadPoolExecutor
 from typing import Any, TypeVar
 
 import torch
@@ -13,6 +11,7 @@ from splitlearn_comm.errors import UnsupportedOperationError
 from splitlearn_comm.function import ComputeFunction
 from splitlearn_comm.host import SessionHost
 from splitlearn_comm.messages import Action, ComputeCall, ComputeResult, Forward, KVEntries, ServiceInfo
+from splitlearn_comm.worker import WorkerThread
 
 T = TypeVar("T")
 
@@ -27,7 +26,7 @@ class FunctionHost(SessionHost):
         self._function = function
         self._compute: Callable[..., Any] = function.compute
         self._accepted = function.accepted_arguments()
-        self._worker = None if function.inline else _one_thread()
+        self._worker = None if function.inline else WorkerThread("splitlearn-function")
         self._info: ServiceInfo | None = None
 
     def get_info(self) -> ServiceInfo:
@@ -47,8 +46,7 @@ class FunctionHost(SessionHost):
         """Tear the function down and end its thread."""
         await self._call(self._function.teardown)
         if self._worker is not None:
-            self._worker.shutdown(wait=False)
-            self._worker = _one_thread()  # begins with its first call: the server may be started again
+            await self._worker.shutdown()
 
     async def compute(self, call: ComputeCall) -> ComputeResult:
         """Call the function with what the client gave."""
@@ -101,11 +99,7 @@ class FunctionHost(SessionHost):
     async def _call(self, work: Callable[[], T]) -> T:
         if self._worker is None:
             return work()
-        return await asyncio.get_running_loop().run_in_executor(self._worker, work)
-
-
-def _one_thread() -> ThreadPoolExecutor:
-    return ThreadPoolExecutor(1, thread_name_prefix="splitlearn-function")
+        return await self._worker.run(work)
 
 
 def _info_from(fields: dict[str, Any], default_name: str) -> ServiceInfo:

@@ -183,7 +183,7 @@ def test_the_server_answers_while_the_model_computes(trunk: Trunk) -> None:
         host.may_go_on.set()
         thread.join()
         assert results[0].shape == (1, 2, 32)
-    assert host.threads == {"trunk-tiny_0"}
+    assert host.threads == {"trunk-tiny"}
 
 
 def test_calls_of_several_threads_queue_for_one_model_thread(trunk: Trunk) -> None:
@@ -204,7 +204,7 @@ def test_calls_of_several_threads_queue_for_one_model_thread(trunk: Trunk) -> No
         for thread in threads:
             thread.join()
     assert all(torch.equal(outputs[index], expected[index]) for index in range(len(hidden)))
-    assert host.threads == {"trunk-tiny_0"}
+    assert host.threads == {"trunk-tiny"}
 
 
 def test_a_crop_of_zero_ends_recording_only(trunk: Trunk) -> None:

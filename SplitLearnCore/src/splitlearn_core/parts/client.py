@@ -17,7 +17,6 @@ from splitlearn_core.parts.part import CutModel, replace_hidden
 from splitlearn_core.parts.port import TrunkPort
 from splitlearn_core.parts.split_cache import SplitCache
 from splitlearn_core.split.cut import Cut
-from splitlearn_core.split.layers import max_positions
 from splitlearn_core.split.points import SplitPoints
 
 TRUNK_INTERNALS = ("output_attentions", "output_hidden_states")
@@ -53,6 +52,8 @@ class SplitModel(CutModel, GenerationMixin):
 
         @functools.wraps(architecture.forward)
         def forward(self: "SplitModel", *args: Any, **kwargs: Any) -> Any:
+            if not args:  # as generate calls it, once a token
+                return self.forward_across(kwargs)
             bound = signature.bind(self, *args, **kwargs)
             named = {**bound.arguments, **bound.arguments.get("kwargs", {})}
             return self.forward_across({k: v for k, v in named.items() if k not in ("self", "kwargs")})
@@ -122,7 +123,7 @@ class SplitModel(CutModel, GenerationMixin):
             raise UnsupportedOptionError(foreign_cache_message(cache))
 
     def _check_length(self, total_tokens: int) -> None:
-        limit = max_positions(self.config)
+        limit = self.max_positions
         if limit is not None and total_tokens > limit:
             raise PartInputError(
                 f"this model takes sequences of at most {limit} tokens; got {total_tokens}: "
@@ -227,5 +228,7 @@ def needed_positions(position_ids: torch.Tensor | None, past: int) -> torch.Tens
     """Return positions [B, T] that differ from going on after `past` tokens, else None."""
     if position_ids is None:
         return None
+    if position_ids.shape == (1, 1):  # a step of generate: one number, not four kernels
+        return None if int(position_ids) == past else position_ids
     going_on = torch.arange(past, past + position_ids.shape[-1], device=position_ids.device)
     return None if bool((position_ids == going_on).all()) else position_ids

@@ -13,7 +13,7 @@ from transformers import PreTrainedModel
 from splitlearn_core.cache.part_cache import PartCache
 from splitlearn_core.errors import PartInputError
 from splitlearn_core.split.cut import Cut, apply_cut, existing_tied_weights
-from splitlearn_core.split.layers import decoder_config, embedding_width
+from splitlearn_core.split.layers import decoder_config, embedding_width, max_positions
 from splitlearn_core.split.points import SplitPoints
 
 
@@ -57,8 +57,11 @@ class CutModel(PreTrainedModel):
     """Cut points `(a, b)` in the whole model."""
     cut: Cut
     """What this piece holds."""
+    max_positions: int | None
+    """Longest sequence in tokens that the model was made for; None where it has no bound."""
     fingerprint: str | None = None
     """Fingerprint of the checkpoint that the weights came from; None when they came from memory."""
+    _represented_by: tuple[nn.Module, str] | None = None
 
     @classmethod
     def class_attributes(cls, architecture: type[PreTrainedModel]) -> dict[str, Any]:
@@ -75,6 +78,10 @@ class CutModel(PreTrainedModel):
         self.split_points = points
         self.cut = self.cut_for(points, num_layers)
         self.embedding_width = embedding_width(self)
+        # Read once: looking things up in a configuration costs microseconds, and every token would pay them.
+        self._hidden_size = int(decoder_config(self.config).hidden_size)
+        self.max_positions = max_positions(self.config)
+        self._represented_by = None
         self.install(apply_cut(self, self.cut))
 
     def install(self, layers: nn.ModuleList) -> None:
@@ -90,7 +97,25 @@ class CutModel(PreTrainedModel):
     @property
     def hidden_size(self) -> int:
         """Width of the hidden states between the layers."""
-        return int(decoder_config(self.config).hidden_size)
+        return self._hidden_size
+
+    @property
+    def dtype(self) -> torch.dtype:
+        """Dtype of the weights: that of the first floating one, as in transformers."""
+        return self._representative().dtype
+
+    @property
+    def device(self) -> torch.device:
+        """Where the weights are."""
+        return self._representative().device
+
+    def _representative(self) -> torch.Tensor:
+        # Every forward asks; transformers walks the modules each time, which for a small step is a part of its cost.
+        if self._represented_by is None:
+            self._represented_by = first_floating_parameter(self)
+        module, name = self._represented_by
+        parameter: torch.Tensor = getattr(module, name)
+        return parameter
 
     def new_cache(self) -> PartCache:
         """Return an empty cache for the layers of this piece."""
@@ -178,6 +203,16 @@ class Part(CutModel):
                 f"got {type(past_key_values).__name__}"
             )
         return past_key_values
+
+
+def first_floating_parameter(model: nn.Module) -> tuple[nn.Module, str]:
+    """Return the module that holds a model's first floating-point parameter, and the parameter's name in it."""
+    return next(
+        (module, name)
+        for module in model.modules()
+        for name, parameter in module.named_parameters(recurse=False)
+        if parameter.is_floating_point()
+    )
 
 
 def mask_of_new_tokens(

@@ -8,7 +8,6 @@ import torch
 
 from splitlearn_core.cache.part_cache import PartCache
 from splitlearn_core.parts.trunk import Trunk
-from splitlearn_core.split.layers import max_positions
 from splitlearn_core.split.points import SplitPoints
 
 
@@ -214,5 +213,5 @@ def trunk_info(trunk: Trunk) -> TrunkInfo:
         hidden_size=trunk.hidden_size,
         dtype=trunk.dtype,
         fingerprint=trunk.fingerprint,
-        max_positions=max_positions(trunk.config),
+        max_positions=trunk.max_positions,
     )

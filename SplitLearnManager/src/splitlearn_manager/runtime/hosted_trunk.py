@@ -27,11 +27,11 @@ from splitlearn_comm.errors import (
     SessionNotFoundError,
     UnsupportedOperationError,
 )
+from splitlearn_comm.worker import WorkerThread
 from splitlearn_core import Trunk, UnsupportedModelError
 from splitlearn_core.cache.entries import LayerState, export_cache, import_cache
 from splitlearn_core.cache.part_cache import PartCache
 from splitlearn_core.parts.port import trunk_info
-from splitlearn_manager.runtime.worker import ModelWorker
 
 logger = logging.getLogger(__name__)
 
@@ -49,7 +49,7 @@ class HostedTrunk(SessionHost):
         trunk.train(False)
         self._name = name
         self._caches: dict[str, PartCache] = {}
-        self._worker = ModelWorker(f"trunk-{name}")
+        self._worker = WorkerThread(f"trunk-{name}")
 
     def get_info(self) -> ServiceInfo:
         """Describe the trunk: cut points, fingerprint, what hidden states it takes."""

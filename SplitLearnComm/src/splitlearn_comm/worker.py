@@ -1,0 +1,89 @@
+"""One thread that runs calls for an event loop."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import threading
+from collections.abc import Callable
+from queue import SimpleQueue
+from typing import Any, NamedTuple, TypeVar
+
+T = TypeVar("T")
+
+
+class _Job(NamedTuple):
+    call: Callable[[], Any]
+    answer: asyncio.Future[Any]
+    loop: asyncio.AbstractEventLoop
+
+
+class _Outcome(NamedTuple):
+    result: Any = None
+    error: BaseException | None = None
+
+
+class WorkerThread:
+    """Runs calls one after another on one thread, so that an event loop never waits for them.
+
+    What `concurrent.futures` would do, with one queue and one wake-up each way instead of its locks and two futures:
+    the hand-off is on the path of every step. The thread begins with the first call, and again with the first after a
+    shutdown. A call whose waiter is cancelled before its turn is dropped; one that runs comes to its end.
+
+    Args:
+        name: The thread's.
+    """
+
+    def __init__(self, name: str) -> None:
+        self._name = name
+        self._jobs: SimpleQueue[_Job | None] = SimpleQueue()
+        self._thread: threading.Thread | None = None
+
+    async def run(self, call: Callable[[], T]) -> T:
+        """Run a call on the thread and wait for its result; raises what the call raised."""
+        if self._thread is None:
+            # A daemon: a server that nobody stopped must not keep its process alive.
+            self._thread = threading.Thread(target=_work, args=(self._jobs,), name=self._name, daemon=True)
+            self._thread.start()
+        loop = asyncio.get_running_loop()
+        answer: asyncio.Future[T] = loop.create_future()
+        self._jobs.put(_Job(call, answer, loop))
+        return await answer
+
+    async def shutdown(self) -> None:
+        """Wait for the call in progress and end the thread; the waiters of those in the queue are cancelled."""
+        thread, self._thread = self._thread, None
+        if thread is None:
+            return
+        jobs, self._jobs = self._jobs, SimpleQueue()
+        while not jobs.empty():
+            if job := jobs.get():
+                job.answer.cancel()
+        jobs.put(None)
+        await asyncio.to_thread(thread.join)
+
+
+def _work(jobs: SimpleQueue[_Job | None]) -> None:
+    while job := jobs.get():
+        if job.answer.cancelled():
+            continue
+        try:
+            outcome = _Outcome(job.call())
+        except BaseException as error:
+            outcome = _Outcome(error=error)
+        # A loop that was closed has nobody left who waits.
+        with contextlib.suppress(RuntimeError):
+            job.loop.call_soon_threadsafe(_tell, job.answer, outcome)
+        # Until the next job comes the last one's tensors would stay alive.
+        del job, outcome
+
+
+def _tell(answer: asyncio.Future[Any], outcome: _Outcome) -> None:
+    if answer.cancelled():
+        return
+    if outcome.error is None:
+        answer.set_result(outcome.result)
+    else:
+        # A future takes no StopIteration: a coroutine that raised it would just end.
+        is_odd = isinstance(outcome.error, StopIteration)
+        answer.set_exception(RuntimeError("the call raised StopIteration") if is_odd else outcome.error)
