@@ -43,14 +43,30 @@ DTYPE_UINT8: DType
 DTYPE_BOOL: DType
 
 class TensorData(_message.Message):
-    __slots__ = ("data", "shape", "dtype")
+    __slots__ = ("data", "shape", "dtype", "codec", "side", "chunked_bytes")
     DATA_FIELD_NUMBER: _ClassVar[int]
     SHAPE_FIELD_NUMBER: _ClassVar[int]
     DTYPE_FIELD_NUMBER: _ClassVar[int]
+    CODEC_FIELD_NUMBER: _ClassVar[int]
+    SIDE_FIELD_NUMBER: _ClassVar[int]
+    CHUNKED_BYTES_FIELD_NUMBER: _ClassVar[int]
     data: bytes
     shape: _containers.RepeatedScalarFieldContainer[int]
     dtype: DType
-    def __init__(self, data: _Optional[bytes] = ..., shape: _Optional[_Iterable[int]] = ..., dtype: _Optional[_Union[DType, str]] = ...) -> None: ...
+    codec: str
+    side: bytes
+    chunked_bytes: int
+    def __init__(self, data: _Optional[bytes] = ..., shape: _Optional[_Iterable[int]] = ..., dtype: _Optional[_Union[DType, str]] = ..., codec: _Optional[str] = ..., side: _Optional[bytes] = ..., chunked_bytes: _Optional[int] = ...) -> None: ...
+
+class TensorChunk(_message.Message):
+    __slots__ = ("data", "offset", "total_bytes")
+    DATA_FIELD_NUMBER: _ClassVar[int]
+    OFFSET_FIELD_NUMBER: _ClassVar[int]
+    TOTAL_BYTES_FIELD_NUMBER: _ClassVar[int]
+    data: bytes
+    offset: int
+    total_bytes: int
+    def __init__(self, data: _Optional[bytes] = ..., offset: _Optional[int] = ..., total_bytes: _Optional[int] = ...) -> None: ...
 
 class NamedTensor(_message.Message):
     __slots__ = ("name", "tensor")
@@ -103,7 +119,7 @@ class ComputeResponse(_message.Message):
     def __init__(self, tensor: _Optional[_Union[TensorData, _Mapping]] = ..., past_key_values: _Optional[_Union[KVCache, _Mapping]] = ...) -> None: ...
 
 class SessionRequest(_message.Message):
-    __slots__ = ("session_id", "step_id", "position", "open", "forward", "reorder", "crop", "start_recording", "close")
+    __slots__ = ("session_id", "step_id", "position", "open", "forward", "reorder", "crop", "start_recording", "close", "chunk")
     SESSION_ID_FIELD_NUMBER: _ClassVar[int]
     STEP_ID_FIELD_NUMBER: _ClassVar[int]
     POSITION_FIELD_NUMBER: _ClassVar[int]
@@ -113,6 +129,7 @@ class SessionRequest(_message.Message):
     CROP_FIELD_NUMBER: _ClassVar[int]
     START_RECORDING_FIELD_NUMBER: _ClassVar[int]
     CLOSE_FIELD_NUMBER: _ClassVar[int]
+    CHUNK_FIELD_NUMBER: _ClassVar[int]
     session_id: str
     step_id: int
     position: int
@@ -122,15 +139,40 @@ class SessionRequest(_message.Message):
     crop: Crop
     start_recording: StartRecording
     close: Close
-    def __init__(self, session_id: _Optional[str] = ..., step_id: _Optional[int] = ..., position: _Optional[int] = ..., open: _Optional[_Union[Open, _Mapping]] = ..., forward: _Optional[_Union[Forward, _Mapping]] = ..., reorder: _Optional[_Union[Reorder, _Mapping]] = ..., crop: _Optional[_Union[Crop, _Mapping]] = ..., start_recording: _Optional[_Union[StartRecording, _Mapping]] = ..., close: _Optional[_Union[Close, _Mapping]] = ...) -> None: ...
+    chunk: TensorChunk
+    def __init__(self, session_id: _Optional[str] = ..., step_id: _Optional[int] = ..., position: _Optional[int] = ..., open: _Optional[_Union[Open, _Mapping]] = ..., forward: _Optional[_Union[Forward, _Mapping]] = ..., reorder: _Optional[_Union[Reorder, _Mapping]] = ..., crop: _Optional[_Union[Crop, _Mapping]] = ..., start_recording: _Optional[_Union[StartRecording, _Mapping]] = ..., close: _Optional[_Union[Close, _Mapping]] = ..., chunk: _Optional[_Union[TensorChunk, _Mapping]] = ...) -> None: ...
 
 class Open(_message.Message):
-    __slots__ = ("expected_fingerprint", "resume")
+    __slots__ = ("expected_fingerprint", "resume", "chunk_bytes", "hidden", "timings")
     EXPECTED_FINGERPRINT_FIELD_NUMBER: _ClassVar[int]
     RESUME_FIELD_NUMBER: _ClassVar[int]
+    CHUNK_BYTES_FIELD_NUMBER: _ClassVar[int]
+    HIDDEN_FIELD_NUMBER: _ClassVar[int]
+    TIMINGS_FIELD_NUMBER: _ClassVar[int]
     expected_fingerprint: str
     resume: bool
-    def __init__(self, expected_fingerprint: _Optional[str] = ..., resume: bool = ...) -> None: ...
+    chunk_bytes: int
+    hidden: Codecs
+    timings: bool
+    def __init__(self, expected_fingerprint: _Optional[str] = ..., resume: bool = ..., chunk_bytes: _Optional[int] = ..., hidden: _Optional[_Union[Codecs, _Mapping]] = ..., timings: bool = ...) -> None: ...
+
+class Codecs(_message.Message):
+    __slots__ = ("to_server", "to_client")
+    TO_SERVER_FIELD_NUMBER: _ClassVar[int]
+    TO_CLIENT_FIELD_NUMBER: _ClassVar[int]
+    to_server: str
+    to_client: str
+    def __init__(self, to_server: _Optional[str] = ..., to_client: _Optional[str] = ...) -> None: ...
+
+class Timings(_message.Message):
+    __slots__ = ("queue_s", "compute_s", "serialise_s")
+    QUEUE_S_FIELD_NUMBER: _ClassVar[int]
+    COMPUTE_S_FIELD_NUMBER: _ClassVar[int]
+    SERIALISE_S_FIELD_NUMBER: _ClassVar[int]
+    queue_s: float
+    compute_s: float
+    serialise_s: float
+    def __init__(self, queue_s: _Optional[float] = ..., compute_s: _Optional[float] = ..., serialise_s: _Optional[float] = ...) -> None: ...
 
 class Forward(_message.Message):
     __slots__ = ("tensor", "attention_mask", "position_ids")
@@ -163,26 +205,32 @@ class Close(_message.Message):
     def __init__(self) -> None: ...
 
 class SessionResponse(_message.Message):
-    __slots__ = ("step_id", "position", "opened", "tensor", "done", "error")
+    __slots__ = ("step_id", "position", "opened", "tensor", "done", "error", "chunk", "timings")
     STEP_ID_FIELD_NUMBER: _ClassVar[int]
     POSITION_FIELD_NUMBER: _ClassVar[int]
     OPENED_FIELD_NUMBER: _ClassVar[int]
     TENSOR_FIELD_NUMBER: _ClassVar[int]
     DONE_FIELD_NUMBER: _ClassVar[int]
     ERROR_FIELD_NUMBER: _ClassVar[int]
+    CHUNK_FIELD_NUMBER: _ClassVar[int]
+    TIMINGS_FIELD_NUMBER: _ClassVar[int]
     step_id: int
     position: int
     opened: Opened
     tensor: TensorData
     done: Done
     error: Error
-    def __init__(self, step_id: _Optional[int] = ..., position: _Optional[int] = ..., opened: _Optional[_Union[Opened, _Mapping]] = ..., tensor: _Optional[_Union[TensorData, _Mapping]] = ..., done: _Optional[_Union[Done, _Mapping]] = ..., error: _Optional[_Union[Error, _Mapping]] = ...) -> None: ...
+    chunk: TensorChunk
+    timings: Timings
+    def __init__(self, step_id: _Optional[int] = ..., position: _Optional[int] = ..., opened: _Optional[_Union[Opened, _Mapping]] = ..., tensor: _Optional[_Union[TensorData, _Mapping]] = ..., done: _Optional[_Union[Done, _Mapping]] = ..., error: _Optional[_Union[Error, _Mapping]] = ..., chunk: _Optional[_Union[TensorChunk, _Mapping]] = ..., timings: _Optional[_Union[Timings, _Mapping]] = ...) -> None: ...
 
 class Opened(_message.Message):
-    __slots__ = ("max_message_bytes",)
+    __slots__ = ("max_message_bytes", "chunk_bytes")
     MAX_MESSAGE_BYTES_FIELD_NUMBER: _ClassVar[int]
+    CHUNK_BYTES_FIELD_NUMBER: _ClassVar[int]
     max_message_bytes: int
-    def __init__(self, max_message_bytes: _Optional[int] = ...) -> None: ...
+    chunk_bytes: int
+    def __init__(self, max_message_bytes: _Optional[int] = ..., chunk_bytes: _Optional[int] = ...) -> None: ...
 
 class Done(_message.Message):
     __slots__ = ()
@@ -215,7 +263,7 @@ class ServiceInfoRequest(_message.Message):
     def __init__(self) -> None: ...
 
 class ServiceInfo(_message.Message):
-    __slots__ = ("name", "fingerprint", "split_start", "split_end", "num_layers", "hidden_size", "dtype", "max_positions", "model_type", "cache_kinds", "stateful", "version", "max_message_bytes", "extra")
+    __slots__ = ("name", "fingerprint", "split_start", "split_end", "num_layers", "hidden_size", "dtype", "max_positions", "model_type", "cache_kinds", "stateful", "version", "max_message_bytes", "extra", "codecs")
     class ExtraEntry(_message.Message):
         __slots__ = ("key", "value")
         KEY_FIELD_NUMBER: _ClassVar[int]
@@ -237,6 +285,7 @@ class ServiceInfo(_message.Message):
     VERSION_FIELD_NUMBER: _ClassVar[int]
     MAX_MESSAGE_BYTES_FIELD_NUMBER: _ClassVar[int]
     EXTRA_FIELD_NUMBER: _ClassVar[int]
+    CODECS_FIELD_NUMBER: _ClassVar[int]
     name: str
     fingerprint: str
     split_start: int
@@ -251,4 +300,5 @@ class ServiceInfo(_message.Message):
     version: str
     max_message_bytes: int
     extra: _containers.ScalarMap[str, str]
-    def __init__(self, name: _Optional[str] = ..., fingerprint: _Optional[str] = ..., split_start: _Optional[int] = ..., split_end: _Optional[int] = ..., num_layers: _Optional[int] = ..., hidden_size: _Optional[int] = ..., dtype: _Optional[_Union[DType, str]] = ..., max_positions: _Optional[int] = ..., model_type: _Optional[str] = ..., cache_kinds: _Optional[_Iterable[str]] = ..., stateful: bool = ..., version: _Optional[str] = ..., max_message_bytes: _Optional[int] = ..., extra: _Optional[_Mapping[str, str]] = ...) -> None: ...
+    codecs: _containers.RepeatedScalarFieldContainer[str]
+    def __init__(self, name: _Optional[str] = ..., fingerprint: _Optional[str] = ..., split_start: _Optional[int] = ..., split_end: _Optional[int] = ..., num_layers: _Optional[int] = ..., hidden_size: _Optional[int] = ..., dtype: _Optional[_Union[DType, str]] = ..., max_positions: _Optional[int] = ..., model_type: _Optional[str] = ..., cache_kinds: _Optional[_Iterable[str]] = ..., stateful: bool = ..., version: _Optional[str] = ..., max_message_bytes: _Optional[int] = ..., extra: _Optional[_Mapping[str, str]] = ..., codecs: _Optional[_Iterable[str]] = ...) -> None: ...

@@ -81,8 +81,10 @@ def test_what_cannot_be_sent_is_refused_by_name(tensor: torch.Tensor, said: str)
         (pb.TensorData(data=b"1234", shape=[1]), "unknown dtype.*came 0"),
         (pb.TensorData(data=b"1234", shape=[1], dtype=99), "unknown dtype.*came 99"),  # type: ignore[arg-type]
         (pb.TensorData(data=b"123", shape=[1], dtype=pb.DTYPE_FLOAT32), "needs 4 bytes, came 3"),
-        (pb.TensorData(data=b"", shape=[2**62, 4], dtype=pb.DTYPE_FLOAT32), "wrong length"),
-        (pb.TensorData(data=b"", shape=[0, 2**62, 2**62], dtype=pb.DTYPE_FLOAT32), "wrong length"),
+        (pb.TensorData(data=b"", shape=[2**62, 4], dtype=pb.DTYPE_FLOAT32), "beyond any memory"),
+        (pb.TensorData(data=b"", shape=[0, 2**62, 2**62], dtype=pb.DTYPE_FLOAT32), "beyond any memory"),
+        (pb.TensorData(data=b"1234", shape=[1], dtype=pb.DTYPE_FLOAT32, codec="int8"), "codec 'int8'"),
+        (pb.TensorData(data=b"1234", shape=[1], dtype=pb.DTYPE_FLOAT32, side=b"1"), "raw one was expected"),
         (pb.TensorData(data=b"1234", shape=[-1, -1], dtype=pb.DTYPE_FLOAT32), "none negative"),
         (pb.TensorData(data=b"1" * 4, shape=[1] * 9, dtype=pb.DTYPE_FLOAT32), "at most 8 dimensions"),
     ],
