@@ -1,6 +1,8 @@
 """The `splitlearn` command, as the process that people start."""
 
+import json
 import re
+import shutil
 import signal
 import sys
 from pathlib import Path
@@ -13,6 +15,8 @@ from splitlearn_comm.quickstart import Client
 from splitlearn_core import load_tokenizer
 from splitlearn_core.builtin import builtin_directory
 from tests.support.checkpoints import load_whole, save_tiny
+from tests.support.hub import Hub
+from tests.support.models import save_gpt2
 from tests.support.programs import run_program, serving_program
 from tests.support.trunk_process import TrunkProcess
 
@@ -107,7 +111,12 @@ def test_an_error_is_one_line_and_status_1(tmp_path: Path) -> None:
         (["generate", "--trunk", "127.0.0.1:1"], "nothing listens at 127.0.0.1:1"),
         (["serve", "--device", "nonsense"], "device 'nonsense' is not there"),
         (["serve", "--split-points", "3"], "--split-points takes two integers"),
-        (["support", "nonsense"], "nonsense: no model type"),
+        (["support", "nonsense"], "nonsense: no model type in the table"),
+        (["generate", "--prompt", ""], "--prompt takes some text to go on from; got ''"),
+        (["generate", "--sample", "--temperature", "0"], "--temperature takes a number above 0; got 0"),
+        (["serve", "--log-level", "loud"], "--log-level takes debug, info, warning, error; got 'loud'"),
+        (["serve", "--port", "0", "--attn-implementation", "none"], "--attn-implementation none does not go with this"),
+        (["serve", "--port", "0", "--host", "192.0.2.1"], "'192.0.2.1' is no address of this machine"),
     ],
 )
 def test_what_a_user_can_mend(
@@ -135,7 +144,8 @@ def test_a_server_that_is_full(
 
 
 def test_square_brackets_reach_the_reader(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
-    monkeypatch.setitem(sys.modules, "splitlearn.remote", None)
+    monkeypatch.setitem(sys.modules, "splitlearn_comm", None)
+    monkeypatch.delitem(sys.modules, "splitlearn.remote", raising=False)
     said = fail(monkeypatch, capsys, "generate", "--trunk", "127.0.0.1:1")
     assert "pip install splitlearn-core[client] splitlearn-comm[client]" in said
 
@@ -147,11 +157,54 @@ def test_without_the_packages_of_a_server_the_rest_works(tmp_path: Path) -> None
     assert result.stdout.startswith("import os")
 
 
-def test_a_mistake_of_ours_keeps_its_traceback(monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize("error", [ValueError, KeyError, FileNotFoundError, ImportError, ZeroDivisionError])
+def test_a_mistake_of_ours_keeps_its_traceback(monkeypatch: pytest.MonkeyPatch, error: type[Exception]) -> None:
+    def fail_by_mistake() -> None:
+        raise error("a line of ours that is wrong")
+
     monkeypatch.setattr("sys.argv", ["splitlearn", "support"])
-    monkeypatch.setattr("splitlearn.cli.support.support_rows", lambda: 1 / 0)
-    with pytest.raises(ZeroDivisionError):
+    monkeypatch.setattr("splitlearn.cli.support.support_rows", fail_by_mistake)
+    with pytest.raises(error, match="a line of ours"):
         main()
+
+
+def test_a_package_of_ours_that_is_broken_is_not_said_to_be_missing(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("sys.argv", ["splitlearn", "generate", "--trunk", "127.0.0.1:1"])
+    monkeypatch.setitem(sys.modules, "splitlearn.remote", None)  # as if the file were not there
+    with pytest.raises(ModuleNotFoundError, match=r"splitlearn\.remote"):
+        main()
+
+
+@pytest.mark.slow
+def test_a_revision(fake_hub: Hub, tmp_path: Path) -> None:
+    commits = []
+    for seed in (0, 1):
+        directory = tmp_path / str(seed)
+        shutil.copytree(builtin_directory(), directory)
+        commits.append(publish_gpt2(fake_hub, directory, seed))
+    environment = fake_hub.environment()
+    generate = [*SPLITLEARN, "generate", "gpt2", "--max-new-tokens", "8", "--prompt", "import os"]
+    texts = [run_program([*generate, "--revision", commit], environment).stdout for commit in commits]
+    assert texts[0] != texts[1]
+    serve = [*SPLITLEARN, "serve", "gpt2", "--port", "0", "--log-level", "warning", "--revision", commits[0]]
+    with serving_program(serve, environment) as address:
+        generate += ["--trunk", address]
+        same = run_program([*generate, "--revision", commits[0]], environment)
+        assert (same.stdout, same.returncode) == (texts[0], 0), same.stderr
+        other = run_program(generate, environment)
+    assert other.returncode == 1
+    assert other.stderr.startswith("error: the trunk was loaded from another checkpoint: ")
+    shown = run_program([*SPLITLEARN, "demo", "gpt2", "--max-new-tokens", "4", "--revision", commits[0]], environment)
+    assert "identical to the unsplit model: yes" in shown.stdout, shown.stderr
+
+
+def publish_gpt2(hub: Hub, directory: Path, seed: int) -> str:
+    """Publish a random model with the tokenizer of the built-in one; returns the commit."""
+    for path in directory.glob("*.safetensors"):
+        path.unlink()
+    vocabulary_size = json.loads((directory / "config.json").read_text())["vocab_size"]
+    save_gpt2(directory, vocabulary_size=vocabulary_size, seed=seed)
+    return hub.publish("gpt2", directory)
 
 
 def test_whole_and_split_agree_on_the_command_line(tmp_path: Path) -> None:

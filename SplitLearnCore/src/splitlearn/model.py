@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING
 
 import torch
 
+from splitlearn.errors import needing
 from splitlearn_core import SplitModel, Trunk, TrunkPort, load_client_model
 
 if TYPE_CHECKING:
@@ -52,6 +53,7 @@ class SplitModelForCausalLM:
             TrunkMismatchError: the trunk is of another model, another checkpoint, or cut elsewhere.
             UnsupportedModelError: the model cannot be cut exactly.
             ServerUnavailableError: (of splitlearn_comm) nothing answers at the address.
+            MissingPackageError: a trunk on a server needs SplitLearnComm, and it is not installed.
             TypeError: `trunk` is none of these.
         """
         load = partial(
@@ -80,14 +82,12 @@ def connect(address: object) -> "RemoteTrunk":
     """Connect to a trunk on a server; arguments and errors as in `SplitModelForCausalLM.from_pretrained`.
 
     Raises:
-        ImportError: SplitLearnComm is not installed.
+        MissingPackageError: SplitLearnComm is not installed.
     """
     if not isinstance(address, Sequence):
         raise TypeError(f"trunk= takes an address 'host:port', a Trunk or a TrunkPort; got {type(address).__name__}")
-    try:
+    with needing(
+        "a trunk on a server needs SplitLearnComm: pip install splitlearn-core[client] splitlearn-comm[client]"
+    ):
         from splitlearn.remote import RemoteTrunk
-    except ImportError as error:
-        raise ImportError(
-            "a trunk on a server needs SplitLearnComm: pip install splitlearn-core[client] splitlearn-comm[client]"
-        ) from error
     return RemoteTrunk.connect(address)

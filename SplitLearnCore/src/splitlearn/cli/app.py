@@ -10,7 +10,6 @@ from splitlearn.cli.demo import demo
 from splitlearn.cli.generate import generate
 from splitlearn.cli.serve import serve
 from splitlearn.cli.support import support
-from splitlearn_core import CoreError
 
 app = typer.Typer(
     help="Split inference of language models: text stays here, the middle layers run on a server.",
@@ -21,8 +20,13 @@ app = typer.Typer(
 for command in (demo, serve, generate, support):
     app.command()(command)
 
-USER_ERRORS = (OSError, ValueError, LookupError, ImportError, CoreError)
-"""What a user can mend: shown as one line. Anything else is a mistake of ours and keeps its traceback."""
+ERROR_TREES = {
+    "splitlearn.errors": "SplitLearnError",
+    "splitlearn_core": "CoreError",
+    "splitlearn_comm": "CommError",
+    "splitlearn_manager": "ManagerError",
+}
+"""Module and root of each package's own errors."""
 
 
 def main() -> None:
@@ -31,16 +35,18 @@ def main() -> None:
         app()
     except KeyboardInterrupt:
         sys.exit(130)
-    except Exception as error:
-        if not isinstance(error, (*USER_ERRORS, *wire_errors())):
-            raise
+    except user_errors() as error:
         # Escaped: square brackets, as in shapes and in the extras of pip, are no markup here.
         message = escape(" ".join(str(error).split()))
         Console(stderr=True, soft_wrap=True).print(f"[bold red]error:[/] {message}", highlight=False)
         sys.exit(1)
 
 
-def wire_errors() -> tuple[type[Exception], ...]:
-    """Return the errors of SplitLearnComm, which only a command that uses it has imported."""
-    comm = sys.modules.get("splitlearn_comm")
-    return () if comm is None else (comm.CommError,)
+def user_errors() -> tuple[type[Exception], ...]:
+    """Return what a user can mend, shown as one line: what our packages raise on purpose.
+
+    Anything else is a mistake of ours and keeps its traceback. Of the packages only those count that a command has
+    imported by now.
+    """
+    imported = {module: sys.modules.get(module) for module in ERROR_TREES}
+    return tuple(getattr(module, ERROR_TREES[name]) for name, module in imported.items() if module is not None)

@@ -5,6 +5,8 @@ import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
 
+from splitlearn.errors import ServerEndedError
+
 READY = "listening at "
 STOP_TIMEOUT_S = 30.0
 
@@ -21,7 +23,7 @@ def child_server(model: str, *arguments: str) -> Iterator[tuple[str, int]]:
         The server's address `"host:port"` and its process id.
 
     Raises:
-        ChildProcessError: the server ended before it listened; its own message is on standard error.
+        ServerEndedError: the server ended before it listened; its own message is on standard error.
     """
     command = [sys.executable, "-m", "splitlearn", "serve", model, "--port", "0", "--log-level", "warning", *arguments]
     process = subprocess.Popen(command, stdout=subprocess.PIPE, text=True)
@@ -29,7 +31,7 @@ def child_server(model: str, *arguments: str) -> Iterator[tuple[str, int]]:
         assert process.stdout is not None
         line = process.stdout.readline()
         if not line.startswith(READY):
-            raise ChildProcessError(f"the server ended with status {process.wait()} before it listened")
+            raise ServerEndedError(f"the server ended with status {process.wait()} before it listened")
         yield line.removeprefix(READY).strip(), process.pid
     finally:
         _stop(process)

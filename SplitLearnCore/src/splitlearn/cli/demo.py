@@ -10,7 +10,8 @@ from rich.console import Console
 from transformers import AutoModelForCausalLM, PreTrainedModel, TextStreamer
 
 from splitlearn.cli.child_server import child_server
-from splitlearn.cli.options import Model
+from splitlearn.cli.options import Model, Revision
+from splitlearn.cli.prompt import encode
 from splitlearn.cli.quiet import set_up_logging
 from splitlearn.model import SplitModelForCausalLM, connect
 from splitlearn_core import SplitModel, load_tokenizer
@@ -21,17 +22,20 @@ PROMPT = "def read_lines(path):\n"
 
 def demo(
     model: Model = "builtin",
-    prompt: Annotated[str, typer.Option(help="Text to continue.")] = PROMPT,
+    prompt: Annotated[str, typer.Option(help="Text to continue.", show_default=PROMPT.strip())] = PROMPT,
     max_new_tokens: Annotated[int, typer.Option(min=2, help="Tokens to generate.")] = 60,
+    revision: Revision = None,
 ) -> None:
     """Start a trunk server in another process, generate text across the cut, and compare with the unsplit model."""
     set_up_logging("warning")
     out = Console(highlight=False, soft_wrap=True)
-    tokenizer = load_tokenizer(model)
-    encoded = tokenizer(prompt, return_tensors="pt")
+    commit = locate(model, revision).commit  # once: the branch may go on before all have loaded theirs
+    tokenizer = load_tokenizer(model, commit)
+    encoded = encode(tokenizer, prompt)
     options = {"max_new_tokens": max_new_tokens, "do_sample": False, "pad_token_id": tokenizer.eos_token_id}
-    with child_server(model) as (address, server_pid), connect(address) as trunk:
-        split = SplitModelForCausalLM.from_pretrained(model, trunk=trunk)
+    at_commit = () if commit is None else ("--revision", commit)
+    with child_server(model, *at_commit) as (address, server_pid), connect(address) as trunk:
+        split = SplitModelForCausalLM.from_pretrained(model, trunk=trunk, revision=commit)
         introduce(out, model, split, address, server_pid)
         out.rule("text")
         started = time.perf_counter()
@@ -40,7 +44,7 @@ def demo(
         out.rule()
         wire_bytes = trunk.wire_bytes()
     num_new = tokens.shape[1] - encoded["input_ids"].shape[1]
-    whole: Any = whole_model(model)
+    whole: Any = whole_model(model, commit)
     identical = torch.equal(tokens, whole.generate(**encoded, **options))
     out.print(f"identical to the unsplit model: {'[bold green]yes' if identical else '[bold red]no'}[/]")
     out.print(f"{1000 * elapsed_s / num_new:.1f} ms per token, {wire_bytes / num_new:,.0f} bytes per token on the wire")
@@ -58,11 +62,9 @@ def introduce(out: Console, model: str, split: SplitModel, address: str, server_
     out.print("wire    hidden states; text, token ids and logits stay with the client")
 
 
-def whole_model(model: str) -> PreTrainedModel:
+def whole_model(model: str, commit: str | None) -> PreTrainedModel:
     """Load the unsplit model into this process, as plain transformers does, in float32."""
-    source = locate(model)
-    whole = AutoModelForCausalLM.from_pretrained(
-        source.directory if source.commit is None else model, dtype=torch.float32
-    )
+    name = locate(model).directory if commit is None else model
+    whole = AutoModelForCausalLM.from_pretrained(name, revision=commit or "main", dtype=torch.float32)
     assert isinstance(whole, PreTrainedModel)
     return whole

@@ -6,15 +6,20 @@ import torch
 import typer
 from transformers import TextStreamer
 
-from splitlearn.cli.options import DtypeName, Model, SplitAt, parse_dtype, parse_split_points
+from splitlearn.cli.options import DtypeName, Model, Revision, SplitAt, parse_dtype, parse_split_points
+from splitlearn.cli.prompt import encode
 from splitlearn.cli.quiet import set_up_logging
+from splitlearn.errors import OptionError
 from splitlearn.model import SplitModelForCausalLM
 from splitlearn_core import load_tokenizer
+from splitlearn_core.checkpoint.source import locate
+
+PROMPT = "def fibonacci(n):\n"
 
 
 def generate(
     model: Model = "builtin",
-    prompt: Annotated[str, typer.Option(help="Text to continue.")] = "def fibonacci(n):\n",
+    prompt: Annotated[str, typer.Option(help="Text to continue.", show_default=PROMPT.strip())] = PROMPT,
     trunk: Annotated[
         str | None, typer.Option(help="host:port of a trunk server. Default: load the trunk into this process.")
     ] = None,
@@ -24,17 +29,23 @@ def generate(
     seed: Annotated[int, typer.Option(help="With --sample: the same seed gives the same text.")] = 0,
     split_points: SplitAt = None,
     dtype: DtypeName = None,
+    revision: Revision = None,
 ) -> None:
     """Continue a prompt; text and token ids stay in this process."""
     set_up_logging("warning")
+    if sample and not temperature > 0:
+        raise OptionError(f"--temperature takes a number above 0; got {temperature:g}: leave --sample out instead")
     torch.manual_seed(seed)
+    points, chosen_dtype = parse_split_points(split_points), parse_dtype(dtype)
+    commit = locate(model, revision).commit  # once: the branch may go on before the tokenizer is loaded
+    tokenizer = load_tokenizer(model, commit)
+    encoded = encode(tokenizer, prompt)
     split = SplitModelForCausalLM.from_pretrained(
-        model, trunk=trunk, split_points=parse_split_points(split_points), dtype=parse_dtype(dtype)
+        model, trunk=trunk, split_points=points, dtype=chosen_dtype, revision=commit
     )
-    tokenizer = load_tokenizer(model)
     options = {"do_sample": True, "temperature": temperature} if sample else {"do_sample": False}
     split.generate(
-        **tokenizer(prompt, return_tensors="pt"),
+        **encoded,
         max_new_tokens=max_new_tokens,
         streamer=TextStreamer(tokenizer),
         pad_token_id=tokenizer.pad_token_id if tokenizer.pad_token_id is not None else tokenizer.eos_token_id,

@@ -4,9 +4,19 @@ import logging
 
 from transformers.utils import logging as transformers_logging
 
+from splitlearn.errors import OptionError
 
-def set_up_logging(level: str = "INFO") -> None:
-    """Log our own messages to standard error and keep transformers' progress bars and notes away."""
+LEVELS = ("debug", "info", "warning", "error")
+
+
+def set_up_logging(level: str = "info") -> None:
+    """Log our own messages to standard error and keep transformers' progress bars and notes away.
+
+    Raises:
+        OptionError: no such level.
+    """
+    if level.lower() not in LEVELS:
+        raise OptionError(f"--log-level takes {', '.join(LEVELS)}; got {level!r}")
     transformers_logging.set_verbosity_error()
     transformers_logging.disable_progress_bar()
     logging.basicConfig(level=level.upper(), format="%(levelname).1s %(asctime)s %(name)s: %(message)s", datefmt="%T")

@@ -4,13 +4,23 @@ from typing import Annotated
 
 import typer
 
-from splitlearn.cli.options import Device, DtypeName, Model, SplitAt, parse_dtype, parse_split_points
+from splitlearn.cli.options import (
+    Device,
+    DtypeName,
+    Model,
+    Revision,
+    SplitAt,
+    blamed_on,
+    parse_dtype,
+    parse_split_points,
+)
 from splitlearn.cli.quiet import set_up_logging
+from splitlearn.errors import needing
 
 
 def serve(
     model: Model = "builtin",
-    port: Annotated[int, typer.Option(help="TCP port; 0 picks a free one.")] = 50051,
+    port: Annotated[int, typer.Option(min=0, max=65535, help="TCP port; 0 picks a free one.")] = 50051,
     host: Annotated[str, typer.Option(help="Address to listen at.")] = "127.0.0.1",
     split_points: SplitAt = None,
     device: Device = None,
@@ -18,25 +28,27 @@ def serve(
     attn_implementation: Annotated[
         str | None, typer.Option(help="sdpa, eager, flash_attention_2, … Default: what the model prefers.")
     ] = None,
+    revision: Revision = None,
     log_level: Annotated[str, typer.Option(help="debug, info, warning or error.")] = "info",
 ) -> None:
     """Host the Trunk of a model until SIGINT or SIGTERM."""
     set_up_logging(log_level)
-    try:
+    with needing(
+        "serving needs SplitLearnManager: pip install splitlearn-core[server] splitlearn-comm[server] "
+        "splitlearn-manager[server]"
+    ):
         from splitlearn_manager import ManagedServer
-    except ImportError as error:
-        raise ImportError(
-            "serving needs SplitLearnManager: pip install splitlearn-core[server] splitlearn-comm[server] "
-            "splitlearn-manager[server]"
-        ) from error
-    server = ManagedServer(
-        model,
-        port=port,
-        host=host,
-        split_points=parse_split_points(split_points),
-        device=device,
-        dtype=parse_dtype(dtype),
-        attn_implementation=attn_implementation,
-    )
+    points, chosen_dtype = parse_split_points(split_points), parse_dtype(dtype)
+    with blamed_on("--attn-implementation", attn_implementation):
+        server = ManagedServer(
+            model,
+            port=port,
+            host=host,
+            split_points=points,
+            device=device,
+            dtype=chosen_dtype,
+            attn_implementation=attn_implementation,
+            revision=revision,
+        )
     # A program that starts this one waits for this line.
     server.start(on_ready=lambda: print(f"listening at {server.address}", flush=True))

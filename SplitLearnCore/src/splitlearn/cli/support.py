@@ -6,6 +6,7 @@ import typer
 from rich.console import Console
 from rich.table import Table
 
+from splitlearn.errors import OptionError
 from splitlearn_core.split.support import SupportRow, measured_with, support_rows
 
 
@@ -18,7 +19,10 @@ def support(
     rows = support_rows()
     unknown = set(model_types or ()) - {row.model_type for row in rows}
     if unknown:
-        raise ValueError(f"{', '.join(sorted(unknown))}: no model type of the table; it is checked when it is loaded")
+        raise OptionError(
+            f"{', '.join(sorted(unknown))}: no model type in the table; without an argument this command lists them "
+            "all, and a type that is not among them is checked when a model of it is loaded"
+        )
     shown = [row for row in rows if not model_types or row.model_type in model_types]
     out = Console(highlight=False)
     out.print(table_of(shown))
