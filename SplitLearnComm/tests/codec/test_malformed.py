@@ -9,8 +9,7 @@ from hypothesis import strategies as st
 
 from splitlearn_comm import InvalidRequestError, MessageTooLargeError, UnsupportedOperationError
 from splitlearn_comm._proto.splitlearn.v1 import compute_pb2 as pb
-from splitlearn_comm.codec import Payload, codec_named, codec_names, decode_payload, from_bytes
-from splitlearn_comm.codec.int8 import Int8Codec
+from splitlearn_comm.codec import Payload, codec_named, codec_names, decode_payload
 
 CODED = [name for name in codec_names() if name != "raw"]
 HIDDEN = torch.randn(2, 4, 256, generator=torch.Generator().manual_seed(0))
@@ -54,18 +53,6 @@ def test_flipped_bytes_give_a_tensor_or_a_refusal(codec: str, data: st.DataObjec
     assert tensor.shape == HIDDEN.shape
     if codec.startswith("int"):
         assert bool(tensor.isfinite().all())
-
-
-@settings(deadline=None, max_examples=200)
-@given(st.binary(max_size=60))
-def test_random_bytes_are_read_as_protobuf_reads_them(data: bytes) -> None:
-    try:
-        theirs = Payload.of(pb.TensorData.FromString(data))
-    except Exception:
-        with pytest.raises(InvalidRequestError):
-            from_bytes(data)
-        return
-    assert from_bytes(data) == theirs
 
 
 @pytest.mark.parametrize("codec", CODED)
@@ -119,7 +106,7 @@ def test_a_kept_column_outside_is_refused() -> None:
 
 def test_a_scale_too_large_for_fp16_is_refused() -> None:
     message = codec_named("int8").encode(HIDDEN.half())
-    message.side = struct.pack("<f", 600.0) + message.side[4:]
+    message.side = struct.pack("<f", 65521 / 127) + message.side[4:]
     with pytest.raises(InvalidRequestError, match="beyond the dtype"):
         decoded(message)
 
@@ -130,12 +117,12 @@ def test_numbers_and_empty_tensors_travel_raw_only(shape: list[int]) -> None:
         decoded(pb.TensorData(shape=shape, dtype=pb.DTYPE_FLOAT32, codec="int8"))
 
 
-def test_more_than_this_side_takes_is_refused() -> None:
-    message = Int8Codec().encode(HIDDEN)
-    exact = Int8Codec(max_tensor_bytes=HIDDEN.nbytes)
-    assert exact.decode(message).shape == HIDDEN.shape
+@pytest.mark.parametrize("codec", CODED)
+def test_more_than_this_side_takes_is_refused(codec: str) -> None:
+    payload = Payload.of(codec_named(codec).encode(HIDDEN))
+    assert decode_payload(payload, max_tensor_bytes=HIDDEN.nbytes).shape == HIDDEN.shape
     with pytest.raises(MessageTooLargeError, match=f"{HIDDEN.nbytes} bytes, at most {HIDDEN.nbytes - 1}"):
-        Int8Codec(max_tensor_bytes=HIDDEN.nbytes - 1).decode(message)
+        decode_payload(payload, max_tensor_bytes=HIDDEN.nbytes - 1)
 
 
 def test_a_codec_that_was_not_agreed_on_is_refused() -> None:

@@ -25,7 +25,6 @@ class SignCodec(CompressedTensorCodec):
     """A user's codec: the signs of the elements, one byte each, and one number for their size."""
 
     name = "sign"
-    is_lossless = False
 
     def compress(self, tensor: torch.Tensor) -> Coded | None:
         if not tensor.is_floating_point():
@@ -69,6 +68,7 @@ def test_a_users_codec_goes_over_the_wire() -> None:
     assert torch.equal(decode_payload(Payload.of(message)), torch.tensor([[2.0, -2.0, 2.0]]))
     assert encode_payload(torch.arange(3), "sign").codec == ""
     assert measure_loss(codec_named("sign"), tensor).max_abs == 1
+    assert not codec_named("sign").is_lossless
 
 
 @pytest.mark.usefixtures("own_registry")
@@ -94,6 +94,15 @@ def test_a_missing_extra_is_named() -> None:
     register_codec(codec)
     with pytest.raises(ImportError, match=r"pip install 'splitlearn-comm\[client\]'"):
         codec_named("sign")
+
+
+def test_a_codec_may_hand_over_a_tensor_with_strides() -> None:
+    class Transposed(SignCodec):
+        def compress(self, tensor: torch.Tensor) -> Coded | None:
+            return Coded(tensor.sign().to(torch.int8).T, tensor.abs().mean().numpy().tobytes())
+
+    data = Transposed().pack(torch.tensor([[1.0, -2.0], [3.0, 4.0]])).data
+    assert bytes(data) == b"\x01\x01\xff\x01"
 
 
 @pytest.mark.usefixtures("own_registry")

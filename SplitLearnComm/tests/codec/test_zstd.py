@@ -9,6 +9,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from splitlearn_comm import InvalidRequestError
+from splitlearn_comm._proto.splitlearn.v1 import compute_pb2 as pb
 from splitlearn_comm.codec import DTYPES, codec_named
 
 zstandard = pytest.importorskip("zstandard")
@@ -46,6 +47,12 @@ def test_the_shuffle_finds_what_is_in_few_tokens_too(dtype: torch.dtype, share: 
     hidden = torch.randn(num_tokens, 768, generator=torch.Generator().manual_seed(0)).to(dtype)
     headers = 0.03 if num_tokens == 1 else 0.0
     assert len(ZSTD.encode(hidden).data) < (share + headers) * hidden.nbytes
+
+
+def test_any_byte_of_a_bool_is_zero_or_one() -> None:
+    message = ZSTD.encode((torch.arange(1000) % 3).to(torch.uint8))
+    message.dtype = pb.DTYPE_BOOL
+    assert ZSTD.decode(message).view(torch.uint8)[:4].tolist() == [0, 1, 1, 0]
 
 
 def test_noise_travels_raw() -> None:

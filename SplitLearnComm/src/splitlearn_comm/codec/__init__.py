@@ -16,7 +16,7 @@ from splitlearn_comm.codec.registry import (
     encode_payload,
     register_codec,
 )
-from splitlearn_comm.codec.wire import cut_out, field_header, from_bytes, to_bytes
+from splitlearn_comm.codec.wire import field_header
 
 __all__ = [
     "DTYPES",
@@ -33,15 +33,12 @@ __all__ = [
     "choose_codec",
     "codec_named",
     "codec_names",
-    "cut_out",
     "decode_payload",
     "encode_payload",
     "field_header",
-    "from_bytes",
     "measure_cost",
     "measure_loss",
     "memory_of",
     "register_codec",
     "sendable",
-    "to_bytes",
 ]

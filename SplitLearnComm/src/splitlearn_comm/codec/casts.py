@@ -23,7 +23,6 @@ class CastCodec(CompressedTensorCodec):
     is_lossless = False
 
     def __init__(self, name: str, narrow: torch.dtype) -> None:
-        super().__init__()
         self.name = name
         self._narrow = narrow
 

@@ -19,7 +19,7 @@ class Coded:
     """What a codec makes of a tensor."""
 
     data: torch.Tensor | bytes
-    """The bulk of it: bytes, or a contiguous tensor on the CPU, whose memory is sent without a copy."""
+    """The bulk of it: bytes, or a tensor of any dtype, whose elements are sent, without a copy if contiguous."""
     side: bytes = b""
     """What else is needed to undo it, little-endian: scales and the like."""
 
@@ -27,14 +27,12 @@ class Coded:
 class CompressedTensorCodec(TensorCodec, ABC):
     """A codec that sends fewer bytes than there are in the elements: derive from it to write your own.
 
-    Give it a `name` and `is_lossless`, write `compress` and `decompress`, and `register_codec` it on both sides.
-
-    Args:
-        max_tensor_bytes: Largest tensor to make out of a message: a few bytes can stand for many.
+    Give it a `name`, say `is_lossless = True` if it is, write `compress` and `decompress`, and `register_codec` it on
+    both sides.
     """
 
-    def __init__(self, *, max_tensor_bytes: int = MAX_MESSAGE_BYTES) -> None:
-        self._max_tensor_bytes = max_tensor_bytes
+    name = ""
+    is_lossless = False
 
     @abstractmethod
     def compress(self, tensor: torch.Tensor) -> Coded | None:
@@ -66,11 +64,15 @@ class CompressedTensorCodec(TensorCodec, ABC):
         coded = self.compress(tensor) if tensor.dim() and tensor.numel() else None
         if coded is None:
             return raw_payload(tensor)
-        data = coded.data if isinstance(coded.data, bytes) else memory_of(coded.data)
+        data = coded.data if isinstance(coded.data, bytes) else memory_of(sendable(coded.data))
         return Payload(shape=tensor.shape, dtype=tensor.dtype, data=data, codec=self.name, side=coded.side)
 
-    def unpack(self, payload: Payload) -> torch.Tensor:
+    def unpack(self, payload: Payload, *, max_tensor_bytes: int = MAX_MESSAGE_BYTES) -> torch.Tensor:
         """The tensor of what was sent, raw or through this codec.
+
+        Args:
+            payload: What came.
+            max_tensor_bytes: Largest tensor to make out of fewer bytes: a few can stand for many.
 
         Raises:
             InvalidRequestError: It was another codec, or the data do not fit the shape.
@@ -78,7 +80,7 @@ class CompressedTensorCodec(TensorCodec, ABC):
         """
         if not payload.codec:
             return raw_tensor(payload)
-        self._check(payload)
+        self._check(payload, max_tensor_bytes)
         try:
             data, side = memoryview(payload.data), memoryview(payload.side)
             tensor = self.decompress(data, side, payload.shape, payload.dtype)
@@ -89,16 +91,16 @@ class CompressedTensorCodec(TensorCodec, ABC):
             raise RuntimeError(f"the codec {self.name!r} made {came} of a {_described(payload)}: mend its decompress")
         return tensor
 
-    def _check(self, payload: Payload) -> None:
+    def _check(self, payload: Payload, max_tensor_bytes: int) -> None:
         if payload.codec != self.name:
             raise InvalidRequestError(
                 f"a tensor came through the codec {payload.codec[:40]!r}: expected {self.name!r} or none"
             )
         if not payload.shape or not payload.num_elements:
             raise InvalidRequestError(f"a {_described(payload)}: numbers and empty tensors travel raw")
-        if payload.tensor_bytes > self._max_tensor_bytes:
+        if payload.tensor_bytes > max_tensor_bytes:
             raise MessageTooLargeError(
-                f"a {_described(payload)} would have {payload.tensor_bytes} bytes, at most {self._max_tensor_bytes} "
+                f"a {_described(payload)} would have {payload.tensor_bytes} bytes, at most {max_tensor_bytes} "
                 f"are taken; send it in pieces"
             )
 

@@ -8,6 +8,7 @@ from splitlearn_comm._proto.splitlearn.v1 import compute_pb2 as pb
 from splitlearn_comm.codec.elements import memory_of, sendable
 from splitlearn_comm.codec.payload import Payload
 from splitlearn_comm.errors import InvalidRequestError
+from splitlearn_comm.protocol import MAX_MESSAGE_BYTES
 
 
 class TensorCodec:
@@ -48,8 +49,13 @@ class TensorCodec:
         """
         return raw_payload(sendable(tensor))
 
-    def unpack(self, payload: Payload) -> torch.Tensor:
-        """The tensor of what was sent, as `decode` returns it and with the same errors."""
+    def unpack(self, payload: Payload, *, max_tensor_bytes: int = MAX_MESSAGE_BYTES) -> torch.Tensor:
+        """The tensor of what was sent, as `decode` returns it and with the same errors.
+
+        Args:
+            payload: What came.
+            max_tensor_bytes: Largest tensor to make out of fewer bytes; what came raw is as large already.
+        """
         return raw_tensor(payload)
 
 

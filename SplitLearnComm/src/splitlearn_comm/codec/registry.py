@@ -14,6 +14,7 @@ from splitlearn_comm.codec.payload import Payload
 from splitlearn_comm.codec.raw import TensorCodec
 from splitlearn_comm.codec.zstd import ZstdCodec
 from splitlearn_comm.errors import UnsupportedOperationError
+from splitlearn_comm.protocol import MAX_MESSAGE_BYTES
 
 RAW = TensorCodec()
 _MAX_NAME_CHARACTERS = 32
@@ -68,12 +69,15 @@ def encode_payload(tensor: torch.Tensor, codec: str = "raw") -> Payload:
     return codec_named(codec).pack(tensor)
 
 
-def decode_payload(payload: Payload, allowed: Collection[str] | None = None) -> torch.Tensor:
+def decode_payload(
+    payload: Payload, allowed: Collection[str] | None = None, *, max_tensor_bytes: int = MAX_MESSAGE_BYTES
+) -> torch.Tensor:
     """The tensor of what was sent: on the CPU, writable, sharing memory with nothing.
 
     Args:
         payload: What came, raw or through a codec.
         allowed: Names of the codecs that were agreed on; None for all there are. Raw always is.
+        max_tensor_bytes: Largest tensor to make out of fewer bytes.
 
     Raises:
         InvalidRequestError: The data do not agree with shape and dtype.
@@ -88,7 +92,7 @@ def decode_payload(payload: Payload, allowed: Collection[str] | None = None) -> 
         raise UnsupportedOperationError(
             f"a tensor came through the codec {payload.codec[:64]!r}: expected one of {expected}; agree on it first"
         )
-    return codec.unpack(payload)
+    return codec.unpack(payload, max_tensor_bytes=max_tensor_bytes)
 
 
 def _usable(allowed: Collection[str] | None) -> str:
