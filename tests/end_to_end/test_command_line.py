@@ -109,6 +109,11 @@ def test_an_error_is_one_line_and_status_1(tmp_path: Path) -> None:
         (["generate", "--split-points", "two,six"], "--split-points takes two integers such as 2,6; got 'two,six'"),
         (["generate", "--dtype", "float12"], "--dtype takes float32, bfloat16, float16; got 'float12'"),
         (["generate", "--trunk", "127.0.0.1:1"], "nothing listens at 127.0.0.1:1"),
+        (
+            ["generate", "--trunk", "localhost"],
+            "a trunk's address is host:port, such as localhost:50051; got 'localhost'",
+        ),
+        (["generate", "--trunk", ""], "a trunk's address is host:port, such as localhost:50051; got ''"),
         (["serve", "--device", "nonsense"], "device 'nonsense' is not there"),
         (["serve", "--split-points", "3"], "--split-points takes two integers"),
         (["support", "nonsense"], "nonsense: no model type in the table"),

@@ -1,6 +1,7 @@
 """What can go wrong at the front door, beside what the packages behind it raise.
 
 SplitLearnError
+├── AddressError         (ValueError)         what was given as a server's address is none
 ├── MissingPackageError  (ImportError)        a package that is not installed, with the pip line that installs it
 ├── OptionError          (ValueError)         an option of a command that cannot be
 └── ServerEndedError     (ChildProcessError)  the server that a command started ended by itself
@@ -12,6 +13,10 @@ from contextlib import contextmanager
 
 class SplitLearnError(Exception):
     """Root of everything that the front door raises on purpose."""
+
+
+class AddressError(SplitLearnError, ValueError):
+    """What was given as a server's address is none."""
 
 
 class MissingPackageError(SplitLearnError, ImportError):

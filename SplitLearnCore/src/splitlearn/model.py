@@ -1,5 +1,6 @@
 """`SplitModelForCausalLM`: from a model's name and a trunk's address to a Hugging Face model."""
 
+import re
 import weakref
 from collections.abc import Sequence
 from functools import partial
@@ -7,11 +8,15 @@ from typing import TYPE_CHECKING
 
 import torch
 
-from splitlearn.errors import needing
+from splitlearn.errors import AddressError, needing
 from splitlearn_core import SplitModel, Trunk, TrunkPort, load_client_model
 
 if TYPE_CHECKING:
     from splitlearn.remote import RemoteTrunk
+
+
+ADDRESS = re.compile(r".+:\d+|unix:.+")
+"""Host and port, or a Unix socket; whether there is such a host is found out by connecting."""
 
 
 class SplitModelForCausalLM:
@@ -54,6 +59,7 @@ class SplitModelForCausalLM:
             UnsupportedModelError: the model cannot be cut exactly.
             ServerUnavailableError: (of splitlearn_comm) nothing answers at the address.
             MissingPackageError: a trunk on a server needs SplitLearnComm, and it is not installed.
+            AddressError: an address without a port.
             TypeError: `trunk` is none of these.
         """
         load = partial(
@@ -86,6 +92,10 @@ def connect(address: object) -> "RemoteTrunk":
     """
     if not isinstance(address, Sequence):
         raise TypeError(f"trunk= takes an address 'host:port', a Trunk or a TrunkPort; got {type(address).__name__}")
+    for one in [address] if isinstance(address, str) else address:
+        if not ADDRESS.fullmatch(one):
+            # gRPC would take port 443, and say that nothing listens there.
+            raise AddressError(f"a trunk's address is host:port, such as localhost:50051; got {one!r}")
     with needing(
         "a trunk on a server needs SplitLearnComm: pip install splitlearn-core[client] splitlearn-comm[client]"
     ):

@@ -22,7 +22,9 @@ PROMPT = "def read_lines(path):\n"
 
 def demo(
     model: Model = "builtin",
-    prompt: Annotated[str, typer.Option(help="Text to continue.", show_default=PROMPT.strip())] = PROMPT,
+    prompt: Annotated[
+        str, typer.Option(help=f"Text to continue. Default: {PROMPT.strip()}", show_default=False)
+    ] = PROMPT,
     max_new_tokens: Annotated[int, typer.Option(min=2, help="Tokens to generate.")] = 60,
     revision: Revision = None,
 ) -> None:

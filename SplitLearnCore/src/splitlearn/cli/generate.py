@@ -19,7 +19,9 @@ PROMPT = "def fibonacci(n):\n"
 
 def generate(
     model: Model = "builtin",
-    prompt: Annotated[str, typer.Option(help="Text to continue.", show_default=PROMPT.strip())] = PROMPT,
+    prompt: Annotated[
+        str, typer.Option(help=f"Text to continue. Default: {PROMPT.strip()}", show_default=False)
+    ] = PROMPT,
     trunk: Annotated[
         str | None, typer.Option(help="host:port of a trunk server. Default: load the trunk into this process.")
     ] = None,
