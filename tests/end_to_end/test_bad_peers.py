@@ -25,6 +25,7 @@ from splitlearn_comm import (
     protocol,
 )
 from splitlearn_comm.framing import steps
+from splitlearn_comm.framing.chunks import whole
 from splitlearn_comm.messages import Forward
 from splitlearn_comm.quickstart import Client
 from splitlearn_comm.testing.waiting import eventually
@@ -146,7 +147,9 @@ class RawStream:
     def ask(self, message: bytes) -> steps.Answer:
         self._messages.append(message)
         self._ready.release()
-        return steps.decode_answer(next(self._answers))
+        answer = steps.Inbox(1 << 20).answer(next(self._answers))
+        assert answer is not None
+        return answer
 
     def __enter__(self) -> "RawStream":
         return self
@@ -162,7 +165,7 @@ def forward(num_tokens: int) -> Forward:
 
 def test_an_unknown_session(served: Served) -> None:
     with RawStream(served.address) as stream:
-        error = stream.ask(steps.encode_open("nobody", 0, None, resume=True)).error
+        error = stream.ask(steps.encode_open(steps.Open("nobody", resume=True))).error
     assert type(error) is SessionNotFoundError
     assert error.code is grpc.StatusCode.NOT_FOUND
     assert_says(error, "no session nobody", "never opened", "open a new session")
@@ -170,7 +173,7 @@ def test_an_unknown_session(served: Served) -> None:
 
 def test_a_step_before_a_session_is_open(served: Served) -> None:
     with RawStream(served.address) as stream:
-        error = stream.ask(steps.encode_step(1, 0, forward(1))).error
+        error = stream.ask(whole(steps.encode_step(1, 0, forward(1)))).error
     assert type(error) is InvalidRequestError
     assert_says(error, "no session is open", "first message has to open one")
 
@@ -187,13 +190,13 @@ def test_a_step_before_a_session_is_open(served: Served) -> None:
 )
 def test_a_step_at_the_wrong_position(served: Served, step_id: int, position: int, words: tuple[str, ...]) -> None:
     with RawStream(served.address) as stream:
-        stream.ask(steps.encode_open(f"raw {step_id} {position}", 0, None, resume=False))
-        assert stream.ask(steps.encode_step(1, 0, forward(3))).position == 3
-        error = stream.ask(steps.encode_step(step_id, position, forward(1))).error
+        stream.ask(steps.encode_open(steps.Open(f"raw {step_id} {position}")))
+        assert stream.ask(whole(steps.encode_step(1, 0, forward(3)))).position == 3
+        error = stream.ask(whole(steps.encode_step(step_id, position, forward(1)))).error
         assert type(error) is StepOrderError
         assert error.code is grpc.StatusCode.FAILED_PRECONDITION
         assert_says(error, *words)
-        assert stream.ask(steps.encode_step(2, 3, forward(1))).position == 4
+        assert stream.ask(whole(steps.encode_step(2, 3, forward(1)))).position == 4
         stream.ask(steps.encode_close())
 
 

@@ -44,8 +44,12 @@ class SessionHost(ABC):
     async def run_step(self, session_id: str, action: Action) -> torch.Tensor | None:
         """Do one step.
 
+        A `CommError` raised here refuses the step and says that nothing has changed; after any other error of a
+        stateful host the session is over.
+
         Returns:
-            [B, T, H] for `Forward`, None for every other action.
+            [B, T, H] for `Forward`, None for every other action. It must not change afterwards: it is sent, and kept for
+            a repeat of the step.
         """
 
     @abstractmethod

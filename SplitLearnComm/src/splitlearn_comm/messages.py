@@ -39,6 +39,8 @@ class ServiceInfo:
     """Version of the serving software."""
     max_message_bytes: int | None = None
     """Largest message the server takes and sends; the server fills it in."""
+    codecs: tuple[str, ...] = ()
+    """Names of the codecs the server takes and sends, beside raw; the server fills it in."""
     extra: Mapping[str, str] = field(default_factory=dict)
     """Anything else the host wants to say."""
 
@@ -100,6 +102,36 @@ class StartRecording:
 
 Action = Forward | Reorder | Crop | StartRecording
 """What a step of a session does."""
+
+
+@dataclass(frozen=True, slots=True)
+class Codecs:
+    """Names of the codecs of one kind of tensor, one for each direction; empty is raw."""
+
+    to_server: str = ""
+    """What the client sends."""
+    to_client: str = ""
+    """What the server sends."""
+
+    def names(self) -> tuple[str, ...]:
+        """Both, without raw."""
+        return tuple(name for name in (self.to_server, self.to_client) if name)
+
+
+RAW_CODECS = Codecs()
+"""Nothing is coded."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Timings:
+    """Where the time of a step went at the server, in seconds."""
+
+    queue_s: float
+    """From the arrival of the message until the host began with it."""
+    compute_s: float
+    """In the host."""
+    serialise_s: float
+    """Making the answer's bytes."""
 
 
 @dataclass(frozen=True)

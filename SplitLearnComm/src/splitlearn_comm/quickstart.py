@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import Unpack
 
 from splitlearn_comm.client.client import GRPCComputeClient
+from splitlearn_comm.client.settings import ClientOptions
 from splitlearn_comm.errors import CommError, ServerUnavailableError
 
 
@@ -14,26 +16,26 @@ class Client(GRPCComputeClient):
     Args:
         address: `host:port`, or a list of them. One address is not tried before the first call; of a list each is asked
             for its health, in order, and the client stays with the one that it finds.
-        connect_timeout_s: How long each of a list may take to answer.
+        **options: Timeouts, retries, limits, codecs: the fields of `ClientSettings`.
 
     Raises:
         ServerUnavailableError: None of a list takes calls.
         ValueError: The list is empty.
     """
 
-    def __init__(self, address: str | Sequence[str], *, connect_timeout_s: float = 20.0) -> None:
+    def __init__(self, address: str | Sequence[str], **options: Unpack[ClientOptions]) -> None:
         if not isinstance(address, str):
-            address = first_serving(address, connect_timeout_s)
-        super().__init__(address, connect_timeout_s=connect_timeout_s)
+            address = first_serving(address, options)
+        super().__init__(address, **options)
 
 
-def first_serving(addresses: Sequence[str], timeout_s: float) -> str:
+def first_serving(addresses: Sequence[str], options: ClientOptions) -> str:
     """The first of the addresses whose server says that it takes calls; raises as `Client` does."""
     if not addresses:
         raise ValueError("no address was given: expected at least one host:port")
     failures = []
     for address in addresses:
-        with GRPCComputeClient(address, connect_timeout_s=timeout_s) as client:
+        with GRPCComputeClient(address, **options) as client:
             try:
                 if client.health():
                     return address

@@ -64,7 +64,7 @@ class Run:
 class Replay:
     """The step was done before: answer with what was answered then."""
 
-    reply: bytes
+    reply: object
 
 
 class Ledger:
@@ -76,7 +76,7 @@ class Ledger:
         self.step_id = 0
         self.batch: int | None = None
         self._position_before = 0
-        self._reply = b""
+        self._reply: object = b""
         self._running: Run | None = None
 
     def __repr__(self) -> str:
@@ -112,7 +112,7 @@ class Ledger:
         self._running = self._after(effect)
         return self._running
 
-    def commit(self, reply: bytes) -> None:
+    def commit(self, reply: object) -> None:
         """Book the running step as done and remember its answer."""
         assert self._running is not None, "commit without a running step"
         self._position_before = self.position

@@ -8,6 +8,7 @@ from hypothesis import strategies as st
 from splitlearn_comm import ComputeCall, ComputeResult, Forward, KVEntries, KVEntry, TensorCodec
 from splitlearn_comm._proto.splitlearn.v1 import compute_pb2 as pb
 from splitlearn_comm.framing import calls, steps
+from splitlearn_comm.framing.chunks import whole
 
 CODEC = TensorCodec()
 shapes = st.lists(st.integers(0, 40), max_size=3)
@@ -26,7 +27,7 @@ def test_a_forward(shape: list[int], dtype: torch.dtype, has_mask: bool, has_pos
     if positions is not None:
         expected.forward.position_ids.CopyFrom(CODEC.encode(positions))
     made = steps.encode_step(7, 300, Forward(tensor, mask, positions))
-    assert pb.SessionRequest.FromString(made) == expected
+    assert pb.SessionRequest.FromString(whole(made)) == expected
     assert len(made) == expected.ByteSize() or not tensor.numel()
 
 
@@ -35,7 +36,7 @@ def test_a_forward(shape: list[int], dtype: torch.dtype, has_mask: bool, has_pos
 def test_the_other_messages_with_tensors(shape: list[int]) -> None:
     tensor = torch.ones(shape)
     data = CODEC.encode(tensor)
-    answer = pb.SessionResponse.FromString(steps.encode_done(1, 2, tensor))
+    answer = pb.SessionResponse.FromString(whole(steps.encode_done(1, 2, tensor)))
     assert answer == pb.SessionResponse(step_id=1, position=2, tensor=data)
     call = pb.ComputeRequest.FromString(calls.encode_call(ComputeCall(tensor, use_cache=True), "f"))
     assert call == pb.ComputeRequest(tensor=data, use_cache=True, expected_fingerprint="f")
@@ -48,6 +49,7 @@ def test_the_other_messages_with_tensors(shape: list[int]) -> None:
 @pytest.mark.parametrize("num_elements", [31, 32, 127, 128, 4095, 4096, 2**19])
 def test_lengths_of_every_number_of_digits(num_elements: int) -> None:
     tensor = torch.arange(num_elements, dtype=torch.float32)
-    answer = steps.decode_answer(steps.encode_done(1, 1, tensor))
+    answer = steps.Inbox(0).answer(whole(steps.encode_done(1, 1, tensor)))
+    assert answer is not None
     assert answer.tensor is not None
     assert torch.equal(answer.tensor, tensor)

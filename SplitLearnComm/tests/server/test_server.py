@@ -8,6 +8,7 @@ import torch
 from grpc_health.v1 import health_pb2, health_pb2_grpc
 
 from splitlearn_comm import AddressInUseError, GRPCComputeServer, GRPCServerConfig, ResourceExhaustedError, ServiceInfo
+from splitlearn_comm.codec import codec_names
 from splitlearn_comm.protocol import SERVICE
 from splitlearn_comm.quickstart import Client
 from splitlearn_comm.testing import Identity, RunningSumHost, ServerProcess, eventually
@@ -121,6 +122,7 @@ def test_everything_a_host_says_arrives() -> None:
         stateful=True,
         version="1",
         max_message_bytes=1_000_000,
+        codecs=codec_names()[1:],
         extra={"a": "b"},
     )
 

@@ -5,15 +5,19 @@ from splitlearn_comm.client.aio_session import AsyncClientSession
 from splitlearn_comm.client.client import GRPCComputeClient
 from splitlearn_comm.client.retry import ExponentialBackoff, FixedDelay, RetryStrategy
 from splitlearn_comm.client.session import ClientSession
-from splitlearn_comm.client.statistics import ClientStatistics
+from splitlearn_comm.client.settings import ClientOptions, ClientSettings
+from splitlearn_comm.client.statistics import ClientStatistics, StepBreakdown
 
 __all__ = [
     "AsyncClientSession",
     "AsyncComputeClient",
+    "ClientOptions",
     "ClientSession",
+    "ClientSettings",
     "ClientStatistics",
     "ExponentialBackoff",
     "FixedDelay",
     "GRPCComputeClient",
     "RetryStrategy",
+    "StepBreakdown",
 ]

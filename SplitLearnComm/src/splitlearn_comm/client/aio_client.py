@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import replace
 from types import TracebackType
-from typing import Any, Literal, Self, overload
+from typing import Any, Literal, Self, Unpack, overload
 
 import grpc
 import grpc.aio
@@ -16,8 +16,7 @@ from splitlearn_comm.client.aio_stream import AsyncStream
 from splitlearn_comm.client.cursor import SessionCursor
 from splitlearn_comm.client.deadline import Deadline
 from splitlearn_comm.client.failures import translate
-from splitlearn_comm.client.retry import RetryStrategy
-from splitlearn_comm.client.settings import ClientSettings, check_size
+from splitlearn_comm.client.settings import ClientOptions, ClientSettings, check_size
 from splitlearn_comm.client.statistics import ClientStatistics
 from splitlearn_comm.framing import calls, service
 from splitlearn_comm.messages import ComputeCall, KVEntries, ServiceInfo
@@ -26,16 +25,8 @@ from splitlearn_comm.messages import ComputeCall, KVEntries, ServiceInfo
 class AsyncComputeClient:
     """`GRPCComputeClient` for asyncio: the same arguments and methods, awaited. Make and use it on one event loop."""
 
-    def __init__(
-        self,
-        address: str,
-        *,
-        timeout_s: float = ClientSettings.timeout_s,
-        connect_timeout_s: float = ClientSettings.connect_timeout_s,
-        retry: RetryStrategy | None = None,
-        max_message_bytes: int = ClientSettings.max_message_bytes,
-    ) -> None:
-        self._settings = ClientSettings.of(address, timeout_s, connect_timeout_s, retry, max_message_bytes)
+    def __init__(self, address: str, **options: Unpack[ClientOptions]) -> None:
+        self._settings = ClientSettings(address=address, **options)
         self._channel = grpc.aio.insecure_channel(address, self._settings.channel_options())
         self._compute = self._channel.unary_unary(protocol.COMPUTE, None, None)
         self._get_info = self._channel.unary_unary(protocol.GET_SERVICE_INFO, None, None)
@@ -140,8 +131,9 @@ class AsyncComputeClient:
             reply: bytes = await method(message, timeout=deadline.remaining_s())
         except grpc.RpcError as error:
             raise translate(error, self.address, deadline.timeout_s) from error
-        self._statistics.count(message, reply)
+        self._statistics.count_sent(len(message))
+        self._statistics.bytes_received += len(reply)
         return reply
 
     def _open_stream(self) -> AsyncStream:
-        return AsyncStream(self._session(None), self.address, self._statistics)
+        return AsyncStream(self._session(None), self.address, self._settings.inbox(), self._statistics)

@@ -15,8 +15,10 @@ from splitlearn_comm.client.cursor import SessionCursor
 from splitlearn_comm.client.deadline import Deadline
 from splitlearn_comm.client.session import CLOSE_TIMEOUT_S
 from splitlearn_comm.client.settings import ClientSettings
+from splitlearn_comm.client.statistics import StepBreakdown
 from splitlearn_comm.errors import CommError, ServerUnavailableError
 from splitlearn_comm.framing import steps
+from splitlearn_comm.framing.chunks import Outgoing
 from splitlearn_comm.messages import Action, Crop, Forward, Reorder, StartRecording
 
 
@@ -46,6 +48,11 @@ class AsyncClientSession:
     def position(self) -> int:
         """Tokens in the session's cache."""
         return self._cursor.position
+
+    @property
+    def breakdown(self) -> StepBreakdown | None:
+        """Where the time of the last step went; None without the client's option `timings`."""
+        return self._cursor.breakdown
 
     async def open(self) -> None:
         """Open the session now, so that a refusal comes before the first step."""
@@ -104,11 +111,12 @@ class AsyncClientSession:
         try:
             message = self._cursor.step_message(action)
             answer = await self._exchange(message, Deadline.after(timeout_s or self._settings.timeout_s))
-            return self._cursor.take_answer(answer)
+            assert answer is not None, "only opening has no answer"
+            return self._cursor.take_answer(answer, len(message))
         finally:
             self._is_in_use = False
 
-    async def _exchange(self, message: bytes | None, deadline: Deadline) -> bytes:
+    async def _exchange(self, message: Outgoing | None, deadline: Deadline) -> steps.Answer | None:
         """Send a message (None: only open) and return its answer, over as many connections as it takes."""
         try:
             return await self._exchange_stubbornly(message, deadline)
@@ -118,12 +126,12 @@ class AsyncClientSession:
             self._drop_stream()
             raise
 
-    async def _exchange_stubbornly(self, message: bytes | None, deadline: Deadline) -> bytes:
+    async def _exchange_stubbornly(self, message: Outgoing | None, deadline: Deadline) -> steps.Answer | None:
         attempt = 1
         while True:
             try:
                 stream = self._stream or await self._open_stream(deadline)
-                return await stream.exchange(message, deadline) if message is not None else b""
+                return await stream.exchange(message, deadline, self._cursor.step_id + 1) if message else None
             except ServerUnavailableError as error:
                 self._drop_stream()
                 await asyncio.sleep(self._cursor.delay_after(error, attempt, deadline))

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import replace
 from types import TracebackType
-from typing import Any, Literal, Self, overload
+from typing import Any, Literal, Self, Unpack, overload
 
 import grpc
 import torch
@@ -13,9 +13,8 @@ import splitlearn_comm.protocol as protocol
 from splitlearn_comm.client.cursor import SessionCursor
 from splitlearn_comm.client.deadline import Deadline
 from splitlearn_comm.client.failures import translate
-from splitlearn_comm.client.retry import RetryStrategy
 from splitlearn_comm.client.session import ClientSession
-from splitlearn_comm.client.settings import ClientSettings, check_size
+from splitlearn_comm.client.settings import ClientOptions, ClientSettings, check_size
 from splitlearn_comm.client.statistics import ClientStatistics
 from splitlearn_comm.client.stream import SyncStream
 from splitlearn_comm.client.watch import DeadlineWatch
@@ -28,22 +27,15 @@ class GRPCComputeClient:
 
     Args:
         address: `host:port` of the server.
-        timeout_s: How long one call or step may take, retries included.
-        connect_timeout_s: How long opening a session, or asking for health or information, may take.
-        retry: When to try again if the server cannot be reached; by default four attempts within a second.
-        max_message_bytes: Largest message sent or taken.
+        **options: Timeouts, retries, limits, codecs: the fields of `ClientSettings`.
+
+    Raises:
+        ValueError: An option is out of range, or names a codec that there is not.
+        TypeError: There is no such option.
     """
 
-    def __init__(
-        self,
-        address: str,
-        *,
-        timeout_s: float = ClientSettings.timeout_s,
-        connect_timeout_s: float = ClientSettings.connect_timeout_s,
-        retry: RetryStrategy | None = None,
-        max_message_bytes: int = ClientSettings.max_message_bytes,
-    ) -> None:
-        self._settings = ClientSettings.of(address, timeout_s, connect_timeout_s, retry, max_message_bytes)
+    def __init__(self, address: str, **options: Unpack[ClientOptions]) -> None:
+        self._settings = ClientSettings(address=address, **options)
         self._channel = grpc.insecure_channel(address, self._settings.channel_options())
         self._compute = self._channel.unary_unary(protocol.COMPUTE, None, None)
         self._get_info = self._channel.unary_unary(protocol.GET_SERVICE_INFO, None, None)
@@ -170,8 +162,9 @@ class GRPCComputeClient:
             reply: bytes = method(message, timeout=deadline.remaining_s())
         except grpc.RpcError as error:
             raise translate(error, self.address, deadline.timeout_s) from error
-        self._statistics.count(message, reply)
+        self._statistics.count_sent(len(message))
+        self._statistics.bytes_received += len(reply)
         return reply
 
     def _open_stream(self) -> SyncStream:
-        return SyncStream(self._session, self.address, self._watch, self._statistics)
+        return SyncStream(self._session, self.address, self._settings.inbox(), self._watch, self._statistics)

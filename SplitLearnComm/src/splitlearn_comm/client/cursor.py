@@ -5,14 +5,19 @@ Pure: makes messages and reads answers; the shells around it do the sending.
 
 from __future__ import annotations
 
+import time
 import uuid
+from dataclasses import replace
 
 import torch
 
 from splitlearn_comm.client.deadline import Deadline
 from splitlearn_comm.client.settings import ClientSettings, check_size
+from splitlearn_comm.client.statistics import StepBreakdown
 from splitlearn_comm.errors import CommError, InvalidRequestError, ServerUnavailableError, SessionNotFoundError
 from splitlearn_comm.framing import steps
+from splitlearn_comm.framing.assembly import Packing
+from splitlearn_comm.framing.chunks import CHUNK_BYTES, Outgoing
 from splitlearn_comm.messages import Action, Crop, Forward
 
 
@@ -28,12 +33,15 @@ class SessionCursor:
         self.session_id = uuid.uuid4().hex
         self.position = 0
         self.step_id = 0
+        self.breakdown: StepBreakdown | None = None
         self._settings = settings
         self._limit_bytes = settings.max_message_bytes
+        self._packing = Packing(settings.codecs.to_server)
         self._expected_fingerprint = expected_fingerprint
         self._was_opened = False
         self._action: Action | None = None
         self._over: CommError | None = None
+        self._began_s = 0.0
 
     def __repr__(self) -> str:
         state = "over" if self._over else "open" if self._was_opened else "new"
@@ -46,17 +54,27 @@ class SessionCursor:
 
     def open_message(self) -> bytes:
         """The message that opens the session, or goes on with it on a new stream."""
-        return steps.encode_open(self.session_id, self.position, self._expected_fingerprint, self._was_opened)
+        opening = steps.Open(
+            session_id=self.session_id,
+            expected_fingerprint=self._expected_fingerprint or "",
+            resume=self._was_opened,
+            chunk_bytes=CHUNK_BYTES,
+            codecs=self._settings.codecs,
+            timings=self._settings.timings,
+        )
+        return steps.encode_open(opening, self.position)
 
-    def take_opened(self, data: bytes) -> None:
+    def take_opened(self, answer: steps.Answer) -> None:
         """Read the answer to that; raises what the server refused it with."""
-        answer = steps.decode_answer(data)
         if answer.error is not None:
             raise answer.error
+        if answer.opened is None:
+            raise InvalidRequestError("the server answered an open with something else")
         self._was_opened = True
-        self._limit_bytes = min(self._settings.max_message_bytes, answer.max_message_bytes or self._limit_bytes)
+        self._limit_bytes = min(self._settings.max_message_bytes, answer.opened.max_message_bytes or self._limit_bytes)
+        self._packing = replace(self._packing, chunk_bytes=min(CHUNK_BYTES, answer.opened.chunk_bytes))
 
-    def step_message(self, action: Action) -> bytes:
+    def step_message(self, action: Action) -> Outgoing:
         """The message of the next step.
 
         Raises:
@@ -70,18 +88,29 @@ class SessionCursor:
             raise InvalidRequestError(
                 f"crop removes tokens from the end: expected at least 0, came {action.num_tokens}"
             )
-        self._action = action
-        return check_size(steps.encode_step(self.step_id + 1, self.position, action), self._limit_bytes)
+        self._action, self._began_s = action, time.perf_counter()
+        return check_size(steps.encode_step(self.step_id + 1, self.position, action, self._packing), self._limit_bytes)
 
-    def take_answer(self, data: bytes) -> torch.Tensor | None:
+    def take_answer(self, answer: steps.Answer, bytes_sent: int) -> torch.Tensor | None:
         """Read the answer to a step; raises what the server refused it with, and then nothing has changed."""
-        answer = steps.decode_answer(data)
         if answer.error is not None:
             raise answer.error
         self.step_id, self.position = answer.step_id, answer.position
+        self._note_breakdown(answer, bytes_sent)
         if isinstance(self._action, Forward) and answer.tensor is None:
             raise InvalidRequestError("the server answered a forward without a tensor")
         return answer.tensor
+
+    def _note_breakdown(self, answer: steps.Answer, bytes_sent: int) -> None:
+        if answer.timings is not None:
+            self.breakdown = StepBreakdown(
+                total_s=time.perf_counter() - self._began_s,
+                queue_s=answer.timings.queue_s,
+                compute_s=answer.timings.compute_s,
+                serialise_s=answer.timings.serialise_s,
+                bytes_sent=bytes_sent,
+                bytes_received=answer.num_bytes,
+            )
 
     def delay_after(self, error: ServerUnavailableError, attempt: int, deadline: Deadline) -> float:
         """Seconds to wait before the session is tried again; raises when there is no hope left."""
@@ -100,3 +129,8 @@ class SessionCursor:
         """Note that the session can do nothing more; the first reason is the one that counts."""
         closed = SessionNotFoundError("it was closed here; open another")
         self._over = self._over or reason or closed
+
+
+def is_stale(answer: steps.Answer, step_id: int) -> bool:
+    """Whether an answer belongs to a message before this step: a network that repeats messages makes two answers."""
+    return step_id > 0 and answer.error is None and (answer.opened is not None or answer.step_id < step_id)

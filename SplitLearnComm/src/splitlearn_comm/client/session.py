@@ -14,9 +14,11 @@ import torch
 from splitlearn_comm.client.cursor import SessionCursor
 from splitlearn_comm.client.deadline import Deadline
 from splitlearn_comm.client.settings import ClientSettings
+from splitlearn_comm.client.statistics import StepBreakdown
 from splitlearn_comm.client.stream import SyncStream
 from splitlearn_comm.errors import CommError, ServerUnavailableError
 from splitlearn_comm.framing import steps
+from splitlearn_comm.framing.chunks import Outgoing
 from splitlearn_comm.messages import Action, Crop, Forward, Reorder, StartRecording
 
 CLOSE_TIMEOUT_S = 5.0
@@ -50,6 +52,11 @@ class ClientSession:
     def position(self) -> int:
         """Tokens in the session's cache."""
         return self._cursor.position
+
+    @property
+    def breakdown(self) -> StepBreakdown | None:
+        """Where the time of the last step went; None without the client's option `timings`."""
+        return self._cursor.breakdown
 
     def step(
         self,
@@ -115,11 +122,12 @@ class ClientSession:
         try:
             message = self._cursor.step_message(action)
             answer = self._exchange(message, Deadline.after(timeout_s or self._settings.timeout_s))
-            return self._cursor.take_answer(answer)
+            assert answer is not None, "only opening has no answer"
+            return self._cursor.take_answer(answer, len(message))
         finally:
             self._in_use.release()
 
-    def _exchange(self, message: bytes | None, deadline: Deadline) -> bytes:
+    def _exchange(self, message: Outgoing | None, deadline: Deadline) -> steps.Answer | None:
         """Send a message (None: only open) and return its answer, over as many connections as it takes."""
         try:
             return self._exchange_stubbornly(message, deadline)
@@ -129,12 +137,12 @@ class ClientSession:
             self._drop_stream()
             raise
 
-    def _exchange_stubbornly(self, message: bytes | None, deadline: Deadline) -> bytes:
+    def _exchange_stubbornly(self, message: Outgoing | None, deadline: Deadline) -> steps.Answer | None:
         attempt = 1
         while True:
             try:
                 stream = self._stream or self._open_stream(deadline)
-                return stream.exchange(message, deadline) if message is not None else b""
+                return stream.exchange(message, deadline, self._cursor.step_id + 1) if message else None
             except ServerUnavailableError as error:
                 self._drop_stream()
                 time.sleep(self._cursor.delay_after(error, attempt, deadline))

@@ -3,12 +3,26 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, field
-from typing import Self
+from typing import TypedDict, TypeVar
 
 import splitlearn_comm.protocol as protocol
 from splitlearn_comm.client.retry import ExponentialBackoff, RetryStrategy
+from splitlearn_comm.codec import codec_named
 from splitlearn_comm.errors import MessageTooLargeError
-from splitlearn_comm.messages import ServiceInfo
+from splitlearn_comm.framing.chunks import Outgoing
+from splitlearn_comm.framing.steps import Inbox
+from splitlearn_comm.messages import RAW_CODECS, Codecs, ServiceInfo
+
+
+class ClientOptions(TypedDict, total=False):
+    """What a client may be given beside its address; the meaning and the default of each is in `ClientSettings`."""
+
+    timeout_s: float
+    connect_timeout_s: float
+    retry: RetryStrategy
+    max_message_bytes: int
+    codec: str | Codecs
+    timings: bool
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -25,29 +39,32 @@ class ClientSettings:
     """When to try again if the server cannot be reached."""
     max_message_bytes: int = protocol.MAX_MESSAGE_BYTES
     """Largest message sent or taken."""
+    codec: str | Codecs = RAW_CODECS
+    """How the hidden states of sessions are coded: a name for both directions, or `Codecs`; a lossy one is your choice
+    (`splitlearn_comm.codec.measure_loss` shows what it loses). Calls of `compute` are always raw."""
+    timings: bool = False
+    """Whether sessions note where the time of each step went (`session.breakdown`)."""
 
     def __post_init__(self) -> None:
         for name in ("timeout_s", "connect_timeout_s", "max_message_bytes"):
             if not getattr(self, name) > 0:
                 raise ValueError(f"{name} must be greater than zero, came {getattr(self, name)}")
+        for name in self.codecs.names():
+            codec_named(name)
 
-    @classmethod
-    def of(
-        cls,
-        address: str,
-        timeout_s: float,
-        connect_timeout_s: float,
-        retry: RetryStrategy | None,
-        max_message_bytes: int,
-    ) -> Self:
-        """Settings with the default strategy where none is given."""
-        return cls(
-            address=address,
-            timeout_s=timeout_s,
-            connect_timeout_s=connect_timeout_s,
-            retry=retry or ExponentialBackoff(),
-            max_message_bytes=max_message_bytes,
-        )
+    @property
+    def codecs(self) -> Codecs:
+        """The codec of each direction."""
+        if isinstance(self.codec, Codecs):
+            return self.codec
+        name = "" if self.codec == RAW_NAME else self.codec
+        return Codecs(name, name)
+
+    def inbox(self) -> Inbox:
+        """Reads what comes over one stream."""
+        inbox = Inbox(self.max_message_bytes)
+        inbox.codecs = self.codecs.names()
+        return inbox
 
     def limit_bytes(self, info: ServiceInfo | None) -> int:
         """Largest message to send: the smaller limit of both sides, as far as the server's is known."""
@@ -70,7 +87,11 @@ class ClientSettings:
         ]
 
 
-def check_size(data: bytes, limit_bytes: int) -> bytes:
+RAW_NAME = "raw"
+MessageT = TypeVar("MessageT", bound=Outgoing)
+
+
+def check_size(data: MessageT, limit_bytes: int) -> MessageT:
     """The message, if it may be sent. Raises `MessageTooLargeError` otherwise."""
     if len(data) > limit_bytes:
         raise MessageTooLargeError(

@@ -16,8 +16,30 @@ class ClientStatistics:
     bytes_received: int = 0
     """Bytes of messages received, without what HTTP/2 adds."""
 
-    def count(self, sent: bytes, received: bytes) -> None:
-        """Add one exchange. Threads may lose a count to each other, as with any plain counter."""
+    def count_sent(self, num_bytes: int) -> None:
+        """Add one message sent. Threads may lose a count to each other, as with any plain counter."""
         self.messages_sent += 1
-        self.bytes_sent += len(sent)
-        self.bytes_received += len(received)
+        self.bytes_sent += num_bytes
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class StepBreakdown:
+    """Where the time of one step went."""
+
+    total_s: float
+    """From the client's encoding of the step until its answer was decoded."""
+    queue_s: float
+    """At the server, from the arrival of the message until the host began with it."""
+    compute_s: float
+    """In the server's host, waiting for its thread included."""
+    serialise_s: float
+    """At the server, making the answer's bytes."""
+    bytes_sent: int
+    """Of the step's message, without what HTTP/2 adds."""
+    bytes_received: int
+    """Of its answer, without what HTTP/2 adds."""
+
+    @property
+    def network_s(self) -> float:
+        """All that did not happen at the server: the wire, gRPC's threads, encoding and decoding here."""
+        return self.total_s - self.queue_s - self.compute_s - self.serialise_s

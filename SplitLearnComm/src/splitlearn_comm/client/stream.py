@@ -3,15 +3,19 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Iterator
 from queue import SimpleQueue
 from typing import Any
 
 import grpc
 
+from splitlearn_comm.client.cursor import is_stale
 from splitlearn_comm.client.deadline import Deadline
 from splitlearn_comm.client.failures import gone, translate
 from splitlearn_comm.client.statistics import ClientStatistics
 from splitlearn_comm.client.watch import DeadlineWatch
+from splitlearn_comm.framing.chunks import Outgoing, messages_of
+from splitlearn_comm.framing.steps import Answer, Inbox
 
 
 class SyncStream:
@@ -20,6 +24,7 @@ class SyncStream:
     Args:
         method: The call, taking and giving bytes.
         address: Where it goes, for messages.
+        inbox: Reads what comes.
         watch: Ends waits that are overdue.
         statistics: Where to count.
     """
@@ -28,6 +33,7 @@ class SyncStream:
         self,
         method: grpc.StreamStreamMultiCallable[Any, Any],
         address: str,
+        inbox: Inbox,
         watch: DeadlineWatch,
         statistics: ClientStatistics,
     ) -> None:
@@ -36,23 +42,37 @@ class SyncStream:
         self._watch = watch
         self._statistics = statistics
         self._was_given_up = False
-        self._outbox: SimpleQueue[bytes | None] = SimpleQueue()
-        self._call: Any = method(iter(self._outbox.get, None))
+        self._outbox: SimpleQueue[Outgoing | None] = SimpleQueue()
+        self._inbox = inbox
+        self._call: Any = method(_messages_in(self._outbox))
         watch.add(self)
 
-    def exchange(self, message: bytes, deadline: Deadline) -> bytes:
+    def exchange(self, message: Outgoing, deadline: Deadline, step_id: int = 0) -> Answer:
         """Send a message and wait for its answer.
+
+        Args:
+            message: With the tensor in it, or in chunks ahead of it.
+            deadline: When the answer has to be there.
+            step_id: Number of the step it is; answers to earlier ones, which a repeated message may cause, are passed
+                over.
 
         Raises:
             DeadlineExceededError: It did not come in time; the stream is of no more use.
             ServerUnavailableError: The stream broke.
+            InvalidRequestError: What came is no answer.
             CommError: The stream ended for another reason.
         """
         deadline.remaining_s()
         self._watch.begin(self, deadline.at_s)
+        self._statistics.count_sent(len(message))
         self._outbox.put(message)
         try:
-            answer: bytes = next(self._call)
+            while True:
+                data: bytes = next(self._call)
+                self._statistics.bytes_received += len(data)
+                answer = self._inbox.answer(data)
+                if answer is not None and not is_stale(answer, step_id):
+                    return answer
         except StopIteration:
             raise gone(self._address, "it ended the stream") from None
         except grpc.RpcError as error:
@@ -61,8 +81,6 @@ class SyncStream:
             raise translate(error, self._address, deadline.timeout_s) from error
         finally:
             self.due_at_s = math.inf
-        self._statistics.count(message, answer)
-        return answer
 
     def give_up(self) -> None:
         """End a wait that is overdue."""
@@ -74,3 +92,9 @@ class SyncStream:
         self._watch.remove(self)
         self._outbox.put(None)
         self._call.cancel()
+
+
+def _messages_in(outbox: SimpleQueue[Outgoing | None]) -> Iterator[bytes]:
+    """What gRPC is to send, on its own thread: chunks are copied there while the ones before them travel."""
+    while (message := outbox.get()) is not None:
+        yield from messages_of(message)

@@ -6,19 +6,40 @@ serialised. The bytes made here are the same message with the large field last, 
 
 from __future__ import annotations
 
-import ctypes
-import math
+from dataclasses import dataclass
 from functools import lru_cache
 
 import torch
 
 from splitlearn_comm._proto.splitlearn.v1 import compute_pb2 as pb
-from splitlearn_comm.codec import ENUMS, sendable
+from splitlearn_comm.codec import Payload, encode_payload, field_header, memory_of, sendable
+from splitlearn_comm.framing.chunks import ChunkedMessage, Outgoing
 
 _DATA = pb.TensorData.DATA_FIELD_NUMBER
 
 
-def with_tensor(fields: bytes, path: tuple[int, ...], tensor: torch.Tensor, beside: bytes = b"") -> bytes:
+@dataclass(frozen=True, slots=True)
+class Packing:
+    """How tensors are put into the messages of a stream."""
+
+    codec: str = ""
+    """Name of the codec; empty: raw."""
+    chunk_bytes: int = 0
+    """Data that goes into one message at most; what is larger goes in chunks. 0: no chunks."""
+
+
+PLAIN = Packing()
+"""Raw, in one message."""
+
+
+def with_tensor(
+    fields: bytes,
+    path: tuple[int, ...],
+    tensor: torch.Tensor,
+    beside: bytes = b"",
+    packing: Packing = PLAIN,
+    chunk_number: int = 0,
+) -> Outgoing:
     """A serialised message with a tensor in it.
 
     Args:
@@ -26,41 +47,35 @@ def with_tensor(fields: bytes, path: tuple[int, ...], tensor: torch.Tensor, besi
         path: Field numbers that lead from the message to the tensor: one, or two if it is in a message inside.
         tensor: Of any shape, strides and device.
         beside: The other fields of the message inside, serialised.
+        packing: Codec and chunks.
+        chunk_number: Field number of a chunk in this kind of message.
 
     Raises:
         InvalidRequestError: For a tensor that cannot be sent.
     """
-    tensor = sendable(tensor)
-    return b"".join((fields, _before(path, tensor.shape, tensor.dtype, len(beside)), _elements(tensor), beside))
-
-
-def _elements(tensor: torch.Tensor) -> bytes | ctypes.Array[ctypes.c_char]:
-    """The memory of the tensor, not copied."""
-    return (ctypes.c_char * tensor.nbytes).from_address(tensor.data_ptr()) if tensor.numel() else b""
+    if packing.codec:
+        payload = encode_payload(tensor, packing.codec)
+        header, data = payload.fields().SerializeToString(), memoryview(payload.data)
+    else:
+        tensor = sendable(tensor)
+        header, data = _raw_header(tensor.shape, tensor.dtype), memory_of(tensor)
+    if packing.chunk_bytes and len(data) > packing.chunk_bytes:
+        header += pb.TensorData(chunked_bytes=len(data)).SerializeToString()
+        last = b"".join((fields, _before(path, header, 0, len(beside)), beside))
+        return ChunkedMessage(data, last, chunk_number, packing.chunk_bytes)
+    return b"".join((fields, _before(path, header, len(data), len(beside)), data, beside))
 
 
 @lru_cache(maxsize=1024)
-def _before(path: tuple[int, ...], shape: torch.Size, dtype: torch.dtype, beside_bytes: int) -> bytes:
+def _raw_header(shape: torch.Size, dtype: torch.dtype) -> bytes:
+    return Payload(shape=tuple(shape), dtype=dtype, data=b"").fields().SerializeToString()
+
+
+@lru_cache(maxsize=1024)
+def _before(path: tuple[int, ...], header: bytes, num_bytes: int, beside_bytes: int) -> bytes:
     """All that stands between the fields of the message and the elements; the same for every token of a generation."""
-    num_bytes = math.prod(shape) * dtype.itemsize
-    header = pb.TensorData(shape=shape, dtype=ENUMS[dtype]).SerializeToString()  # type: ignore[arg-type]
-    before = header + _field(_DATA, num_bytes)
+    before = header + field_header(_DATA, num_bytes) if num_bytes else header
     for depth, number in reversed(tuple(enumerate(path))):
         inside_bytes = len(before) + num_bytes + (beside_bytes if depth == 0 and len(path) > 1 else 0)
-        before = _field(number, inside_bytes) + before
+        before = field_header(number, inside_bytes) + before
     return before
-
-
-def _field(number: int, num_bytes: int) -> bytes:
-    """Number and length of a field whose contents follow."""
-    length_delimited = 2
-    return _varint(number << 3 | length_delimited) + _varint(num_bytes)
-
-
-def _varint(value: int) -> bytes:
-    digits = bytearray()
-    while value > 0x7F:
-        digits.append(value & 0x7F | 0x80)
-        value >>= 7
-    digits.append(value)
-    return bytes(digits)

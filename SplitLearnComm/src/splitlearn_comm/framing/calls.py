@@ -7,7 +7,9 @@ import torch
 from splitlearn_comm._proto.splitlearn.v1 import compute_pb2 as pb
 from splitlearn_comm.errors import UnsupportedOperationError
 from splitlearn_comm.framing.assembly import with_tensor
+from splitlearn_comm.framing.chunks import whole
 from splitlearn_comm.framing.fields import CODEC, attention_mask_of, encode_optional, parse, position_ids_of
+from splitlearn_comm.framing.tensors import take_tensor, tensor_of
 from splitlearn_comm.messages import ComputeCall, ComputeResult, KVEntries, KVEntry
 
 _REQUEST_TENSOR = (pb.ComputeRequest.TENSOR_FIELD_NUMBER,)
@@ -23,7 +25,7 @@ def encode_call(call: ComputeCall, expected_fingerprint: str | None = None) -> b
         use_cache=call.use_cache,
         expected_fingerprint=expected_fingerprint or "",
     ).SerializeToString()
-    return with_tensor(fields, _REQUEST_TENSOR, call.tensor)
+    return whole(with_tensor(fields, _REQUEST_TENSOR, call.tensor))
 
 
 def decode_call(data: bytes) -> tuple[ComputeCall, str]:
@@ -32,9 +34,10 @@ def decode_call(data: bytes) -> tuple[ComputeCall, str]:
     Raises:
         InvalidRequestError: The bytes or a tensor in them are malformed.
     """
-    message = parse(pb.ComputeRequest, data)
+    taken = take_tensor(data, _REQUEST_TENSOR)
+    message = parse(pb.ComputeRequest, data if taken is None else taken.outer)
     call = ComputeCall(
-        tensor=CODEC.decode(message.tensor),
+        tensor=tensor_of(message.tensor) if taken is None else taken.tensor,
         attention_mask=attention_mask_of(message),
         position_ids=position_ids_of(message),
         past_key_values=_cache_of(message),
@@ -46,13 +49,14 @@ def decode_call(data: bytes) -> tuple[ComputeCall, str]:
 def encode_result(result: ComputeResult) -> bytes:
     """The bytes of a result. Raises `InvalidRequestError` for a tensor that cannot be sent."""
     fields = pb.ComputeResponse(past_key_values=_encode_cache(result.past_key_values)).SerializeToString()
-    return with_tensor(fields, _RESPONSE_TENSOR, result.tensor)
+    return whole(with_tensor(fields, _RESPONSE_TENSOR, result.tensor))
 
 
 def decode_result(data: bytes) -> ComputeResult:
     """The result in the bytes. Raises `InvalidRequestError` if they are malformed."""
-    message = parse(pb.ComputeResponse, data)
-    return ComputeResult(CODEC.decode(message.tensor), _cache_of(message))
+    taken = take_tensor(data, _RESPONSE_TENSOR)
+    message = parse(pb.ComputeResponse, data if taken is None else taken.outer)
+    return ComputeResult(tensor_of(message.tensor) if taken is None else taken.tensor, _cache_of(message))
 
 
 def unpacked(result: ComputeResult, use_cache: bool) -> torch.Tensor | tuple[torch.Tensor, KVEntries]:

@@ -31,6 +31,7 @@ def encode_info(info: ServiceInfo) -> bytes:
         version=info.version,
         max_message_bytes=info.max_message_bytes,
         extra=info.extra,
+        codecs=info.codecs,
     ).SerializeToString()
 
 
@@ -51,6 +52,7 @@ def decode_info(data: bytes) -> ServiceInfo:
         stateful=message.stateful,
         version=message.version if has("version") else None,
         max_message_bytes=message.max_message_bytes if has("max_message_bytes") else None,
+        codecs=tuple(message.codecs),
         extra=dict(message.extra),
     )
 

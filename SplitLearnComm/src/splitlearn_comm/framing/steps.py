@@ -1,23 +1,60 @@
-"""Messages of a session, as bytes."""
+"""Messages of a session, as bytes: what a client asks, and what a server answers."""
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from collections.abc import Collection
+from dataclasses import dataclass, replace
 from typing import assert_never
 
 import torch
 
 from splitlearn_comm._proto.splitlearn.v1 import compute_pb2 as pb
 from splitlearn_comm.errors import CommError, InvalidRequestError
-from splitlearn_comm.framing.assembly import with_tensor
-from splitlearn_comm.framing.fields import CODEC, attention_mask_of, encode_optional, parse, position_ids_of
+from splitlearn_comm.framing.assembly import PLAIN, Packing, with_tensor
+from splitlearn_comm.framing.chunks import ChunkBuffer, Outgoing
+from splitlearn_comm.framing.fields import attention_mask_of, encode_optional, parse, position_ids_of
+from splitlearn_comm.framing.locate import locate
 from splitlearn_comm.framing.service import decode_error, encode_error
-from splitlearn_comm.messages import Action, Crop, Forward, Reorder, StartRecording
-from splitlearn_comm.session import Advance, Effect, Mark, Permute, Trim
+from splitlearn_comm.framing.tensors import take_tensor, tensor_of
+from splitlearn_comm.messages import RAW_CODECS, Action, Codecs, Crop, Forward, Reorder, StartRecording, Timings
 
 _DONE = pb.Done()
 _FORWARD_TENSOR = (pb.SessionRequest.FORWARD_FIELD_NUMBER, pb.Forward.TENSOR_FIELD_NUMBER)
 _RESPONSE_TENSOR = (pb.SessionResponse.TENSOR_FIELD_NUMBER,)
+_REQUEST_CHUNK = pb.SessionRequest.CHUNK_FIELD_NUMBER
+_RESPONSE_CHUNK = pb.SessionResponse.CHUNK_FIELD_NUMBER
+
+
+@dataclass(frozen=True, slots=True)
+class Open:
+    """Open a session on this stream, or take it up again."""
+
+    session_id: str
+    expected_fingerprint: str = ""
+    """What the server's must be; empty not to compare."""
+    resume: bool = False
+    """Whether the session exists already."""
+    chunk_bytes: int = 0
+    """Data of a tensor the client takes in one message; 0: it takes no chunks."""
+    codecs: Codecs = RAW_CODECS
+    """How hidden states are coded."""
+    timings: bool = False
+    """Whether answers are to say where the time went."""
+
+
+@dataclass(frozen=True, slots=True)
+class Close:
+    """End the session."""
+
+
+@dataclass(frozen=True, slots=True)
+class Request:
+    """One message of a session, as the server sees it."""
+
+    step_id: int
+    position: int
+    """Tokens in the cache before it, as the client counts."""
+    action: Action | Open | Close
 
 
 @dataclass(frozen=True, slots=True)
@@ -30,16 +67,131 @@ class Answer:
     """Tokens in the cache after it."""
     tensor: torch.Tensor | None = None
     """[B, T, H] after a forward."""
-    max_message_bytes: int | None = None
-    """The server's limit, after an open."""
+    opened: Opened | None = None
+    """After an open."""
     error: CommError | None = None
     """Why it was refused."""
+    timings: Timings | None = None
+    """Where the time went, if that was asked for."""
+    num_bytes: int = 0
+    """Of all its messages."""
 
 
-def encode_open(session_id: str, position: int, expected_fingerprint: str | None, resume: bool) -> bytes:
+@dataclass(frozen=True, slots=True)
+class Opened:
+    """What a server says when it opens a session."""
+
+    max_message_bytes: int
+    """Its limit; 0 if it does not say."""
+    chunk_bytes: int
+    """Data of a tensor it takes in one message; 0: it takes no chunks."""
+
+
+class Inbox:
+    """Reads the messages of one direction of one stream, chunks put together.
+
+    Args:
+        max_bytes: Largest tensor taken in chunks.
+    """
+
+    def __init__(self, max_bytes: int) -> None:
+        self.codecs: Collection[str] = ()
+        """Names of the codecs that were agreed on."""
+        self._chunks = ChunkBuffer(max_bytes)
+        self._chunked_bytes = 0
+
+    def request(self, data: bytes) -> Request | None:
+        """The request in the bytes; None for a chunk, which is kept for the message it belongs to.
+
+        Raises:
+            InvalidRequestError: There is none, it asks for nothing, or a tensor in it is malformed.
+            MessageTooLargeError: A tensor in chunks is larger than what is taken.
+            UnsupportedOperationError: A tensor came through a codec that was not agreed on.
+        """
+        taken = take_tensor(data, _FORWARD_TENSOR, self.codecs)
+        if taken is not None:
+            outer = parse(pb.SessionRequest, taken.outer)
+            mask, positions = _beside_of(taken.beside)
+            return Request(outer.step_id, outer.position, Forward(taken.tensor, mask, positions))
+        if self._take_chunk(data, _REQUEST_CHUNK):
+            return None
+        message = parse(pb.SessionRequest, data)
+        return Request(message.step_id, message.position, self._action_of(message))
+
+    def answer(self, data: bytes) -> Answer | None:
+        """The answer in the bytes; None for a chunk, which is kept for the message it belongs to.
+
+        Raises:
+            InvalidRequestError: They are malformed.
+        """
+        taken = take_tensor(data, _RESPONSE_TENSOR, self.codecs)
+        if taken is not None:
+            outer = parse(pb.SessionResponse, taken.outer)
+            return Answer(outer.step_id, outer.position, taken.tensor, timings=_timings_of(outer), num_bytes=len(data))
+        if self._take_chunk(data, _RESPONSE_CHUNK):
+            self._chunked_bytes += len(data)
+            return None
+        num_bytes, self._chunked_bytes = self._chunked_bytes + len(data), 0
+        return replace(self._answer_of(parse(pb.SessionResponse, data)), num_bytes=num_bytes)
+
+    def _take_chunk(self, data: bytes, number: int) -> bool:
+        located = locate(data, (number, pb.TensorChunk.DATA_FIELD_NUMBER))
+        if located is None:
+            return False
+        fields = parse(pb.TensorChunk, located.around[1])
+        self._chunks.add(fields.offset, fields.total_bytes, memoryview(data)[located.begin : located.end])
+        return True
+
+    def _action_of(self, message: pb.SessionRequest) -> Action | Open | Close:
+        match message.WhichOneof("action"):
+            case "forward":
+                forward = message.forward
+                return Forward(self._tensor_of(forward.tensor), attention_mask_of(forward), position_ids_of(forward))
+            case "reorder":
+                return Reorder(tuple(message.reorder.indices))
+            case "crop":
+                return Crop(message.crop.num_tokens)
+            case "start_recording":
+                return StartRecording()
+            case "open":
+                return _open_of(message)
+            case "close":
+                return Close()
+            case _:
+                raise InvalidRequestError(
+                    "a session message without an action: expected open, forward, reorder, crop, start_recording, "
+                    "close, or a chunk with data"
+                )
+
+    def _answer_of(self, message: pb.SessionResponse) -> Answer:
+        step_id, position, timings = message.step_id, message.position, _timings_of(message)
+        match message.WhichOneof("result"):
+            case "tensor":
+                return Answer(step_id, position, self._tensor_of(message.tensor), timings=timings)
+            case "opened":
+                opened = Opened(message.opened.max_message_bytes, message.opened.chunk_bytes)
+                return Answer(step_id, position, opened=opened)
+            case "error":
+                return Answer(step_id, position, error=decode_error(message.error))
+            case _:
+                return Answer(step_id, position, timings=timings)
+
+    def _tensor_of(self, message: pb.TensorData) -> torch.Tensor:
+        num_bytes = message.chunked_bytes
+        return tensor_of(message, self._chunks.take(num_bytes) if num_bytes else None, self.codecs)
+
+
+def encode_open(opening: Open, position: int = 0) -> bytes:
     """The message that opens a session, or takes it up again on a new stream."""
-    action = pb.Open(expected_fingerprint=expected_fingerprint or "", resume=resume)
-    return pb.SessionRequest(session_id=session_id, position=position, open=action).SerializeToString()
+    action = pb.Open(
+        expected_fingerprint=opening.expected_fingerprint,
+        resume=opening.resume,
+        chunk_bytes=opening.chunk_bytes,
+        timings=opening.timings,
+    )
+    if opening.codecs != RAW_CODECS:
+        action.hidden.to_server, action.hidden.to_client = opening.codecs.to_server, opening.codecs.to_client
+    return pb.SessionRequest(session_id=opening.session_id, position=position, open=action).SerializeToString()
 
 
 def encode_close() -> bytes:
@@ -47,12 +199,13 @@ def encode_close() -> bytes:
     return pb.SessionRequest(close=pb.Close()).SerializeToString()
 
 
-def encode_step(step_id: int, position: int, action: Action) -> bytes:
+def encode_step(step_id: int, position: int, action: Action, packing: Packing = PLAIN) -> Outgoing:
     """The message of a step. Raises `InvalidRequestError` for a tensor that cannot be sent."""
     match action:
         case Forward(hidden, attention_mask, position_ids):
             fields = pb.SessionRequest(step_id=step_id, position=position).SerializeToString()
-            return with_tensor(fields, _FORWARD_TENSOR, hidden, _beside(attention_mask, position_ids))
+            beside = _beside(attention_mask, position_ids)
+            return with_tensor(fields, _FORWARD_TENSOR, hidden, beside, packing, _REQUEST_CHUNK)
         case Reorder(indices):
             request = pb.SessionRequest(step_id=step_id, position=position, reorder=pb.Reorder(indices=indices))
         case Crop(num_tokens):
@@ -64,54 +217,25 @@ def encode_step(step_id: int, position: int, action: Action) -> bytes:
     return request.SerializeToString()
 
 
-def parse_request(data: bytes) -> pb.SessionRequest:
-    """The request in the bytes. Raises `InvalidRequestError` if there is none, or it asks for nothing."""
-    request = parse(pb.SessionRequest, data)
-    if request.WhichOneof("action") is None:
-        raise InvalidRequestError("a session message without an action: expected open, forward, reorder, crop ...")
-    return request
-
-
-def effect_of(request: pb.SessionRequest) -> Effect:
-    """What a step does to position and batch, read off its message without decoding a tensor."""
-    match request.WhichOneof("action"):
-        case "forward":
-            shape = request.forward.tensor.shape
-            return Advance(shape[0], shape[1]) if len(shape) > 1 else Advance(0, 0)
-        case "reorder":
-            return Permute(tuple(request.reorder.indices))
-        case "crop":
-            return Trim(request.crop.num_tokens)
-        case _:
-            return Mark()
-
-
-def action_of(request: pb.SessionRequest) -> Action:
-    """The action of a step. Raises `InvalidRequestError` if a tensor in it is malformed."""
-    match request.WhichOneof("action"):
-        case "forward":
-            forward = request.forward
-            return Forward(CODEC.decode(forward.tensor), attention_mask_of(forward), position_ids_of(forward))
-        case "reorder":
-            return Reorder(tuple(request.reorder.indices))
-        case "crop":
-            return Crop(request.crop.num_tokens)
-        case _:
-            return StartRecording()
-
-
-def encode_opened(step_id: int, position: int, max_message_bytes: int) -> bytes:
+def encode_opened(step_id: int, position: int, opened: Opened) -> bytes:
     """The answer to an open."""
-    opened = pb.Opened(max_message_bytes=max_message_bytes)
-    return pb.SessionResponse(step_id=step_id, position=position, opened=opened).SerializeToString()
+    result = pb.Opened(max_message_bytes=opened.max_message_bytes, chunk_bytes=opened.chunk_bytes)
+    return pb.SessionResponse(step_id=step_id, position=position, opened=result).SerializeToString()
 
 
-def encode_done(step_id: int, position: int, tensor: torch.Tensor | None = None) -> bytes:
+def encode_done(step_id: int, position: int, tensor: torch.Tensor | None = None, packing: Packing = PLAIN) -> Outgoing:
     """The answer to a step: with the tensor of a forward, without one for the others."""
     if tensor is None:
         return pb.SessionResponse(step_id=step_id, position=position, done=_DONE).SerializeToString()
     fields = pb.SessionResponse(step_id=step_id, position=position).SerializeToString()
-    return with_tensor(fields, _RESPONSE_TENSOR, tensor)
+    return with_tensor(fields, _RESPONSE_TENSOR, tensor, b"", packing, _RESPONSE_CHUNK)
+
+
+def with_timings(answer: Outgoing, timings: Timings) -> Outgoing:
+    """An answer that says where the time went: fields of a message may stand in any order, so it is added behind."""
+    fields = pb.Timings(queue_s=timings.queue_s, compute_s=timings.compute_s, serialise_s=timings.serialise_s)
+    added = pb.SessionResponse(timings=fields).SerializeToString()
+    return answer + added if isinstance(answer, bytes) else replace(answer, last=answer.last + added)
 
 
 def encode_refusal(step_id: int, position: int, error: CommError) -> bytes:
@@ -119,19 +243,30 @@ def encode_refusal(step_id: int, position: int, error: CommError) -> bytes:
     return pb.SessionResponse(step_id=step_id, position=position, error=encode_error(error)).SerializeToString()
 
 
-def decode_answer(data: bytes) -> Answer:
-    """The answer in the bytes. Raises `InvalidRequestError` if they are malformed."""
-    response = parse(pb.SessionResponse, data)
-    step_id, position = response.step_id, response.position
-    match response.WhichOneof("result"):
-        case "tensor":
-            return Answer(step_id, position, CODEC.decode(response.tensor))
-        case "opened":
-            return Answer(step_id, position, max_message_bytes=response.opened.max_message_bytes or None)
-        case "error":
-            return Answer(step_id, position, error=decode_error(response.error))
-        case _:
-            return Answer(step_id, position)
+def _open_of(message: pb.SessionRequest) -> Open:
+    opening = message.open
+    return Open(
+        session_id=message.session_id,
+        expected_fingerprint=opening.expected_fingerprint,
+        resume=opening.resume,
+        chunk_bytes=opening.chunk_bytes,
+        codecs=Codecs(opening.hidden.to_server, opening.hidden.to_client),
+        timings=opening.timings,
+    )
+
+
+def _timings_of(message: pb.SessionResponse) -> Timings | None:
+    if not message.HasField("timings"):
+        return None
+    came = message.timings
+    return Timings(queue_s=came.queue_s, compute_s=came.compute_s, serialise_s=came.serialise_s)
+
+
+def _beside_of(serialised: bytes) -> tuple[torch.Tensor | None, torch.Tensor | None]:
+    if not serialised:
+        return None, None
+    forward = parse(pb.Forward, serialised)
+    return attention_mask_of(forward), position_ids_of(forward)
 
 
 def _beside(attention_mask: torch.Tensor | None, position_ids: torch.Tensor | None) -> bytes:

@@ -8,6 +8,7 @@ from typing import Any, NoReturn
 
 import grpc.aio
 
+from splitlearn_comm.codec import codec_names
 from splitlearn_comm.errors import CommError, MessageTooLargeError
 from splitlearn_comm.framing import calls, service
 from splitlearn_comm.host import SessionHost
@@ -69,7 +70,9 @@ class CallService:
 
     async def _info(self) -> bytes:
         info = self._host.get_info()
-        return service.encode_info(replace(info, max_message_bytes=self._config.max_message_bytes))
+        return service.encode_info(
+            replace(info, max_message_bytes=self._config.max_message_bytes, codecs=codec_names()[1:])
+        )
 
 
 async def _abort(context: Context, error: CommError) -> NoReturn:

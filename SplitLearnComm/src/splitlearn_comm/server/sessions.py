@@ -3,20 +3,24 @@
 from __future__ import annotations
 
 import asyncio
-from dataclasses import dataclass
+import time
+from dataclasses import dataclass, field
 from typing import Any
 
 import grpc.aio
+import torch
 
-from splitlearn_comm._proto.splitlearn.v1 import compute_pb2 as pb
-from splitlearn_comm.errors import InvalidRequestError, MessageTooLargeError
+from splitlearn_comm.codec import codec_named
+from splitlearn_comm.errors import CommError, InvalidRequestError, MessageTooLargeError, UnsupportedOperationError
 from splitlearn_comm.framing import steps
+from splitlearn_comm.framing.assembly import PLAIN, Packing
+from splitlearn_comm.framing.chunks import CHUNK_BYTES, Outgoing, messages_of
 from splitlearn_comm.host import SessionHost
-from splitlearn_comm.messages import Forward
+from splitlearn_comm.messages import Action, Codecs, Crop, Forward, Reorder, Timings
 from splitlearn_comm.server.config import GRPCServerConfig
 from splitlearn_comm.server.faults import as_comm_error, logger
 from splitlearn_comm.server.statistics import ServerStatistics
-from splitlearn_comm.session import Ledger, Replay, SessionTable
+from splitlearn_comm.session import Advance, Effect, Ledger, Mark, Permute, Replay, SessionTable, Trim
 from splitlearn_comm.validation import Validator
 
 _END = grpc.aio.EOF  # type: ignore[attr-defined]
@@ -24,11 +28,16 @@ _END = grpc.aio.EOF  # type: ignore[attr-defined]
 
 @dataclass(slots=True)
 class _Stream:
-    """What a stream is attached to."""
+    """What a stream is attached to, and how it speaks."""
 
+    inbox: steps.Inbox
     session_id: str = ""
     attachment: int = 0
     is_busy: bool = False
+    packing: Packing = PLAIN
+    tells_timings: bool = False
+    arrived_s: float = field(default=0.0)
+    """When the message that is being answered came."""
 
 
 class SessionService:
@@ -51,6 +60,7 @@ class SessionService:
             detached_timeout_s=config.detached_session_timeout_s,
         )
         self._clock = asyncio.get_running_loop().time
+        self._is_stateful = host.get_info().stateful
         self._streams: dict[asyncio.Task[None], _Stream] = {}
         self._is_draining = False
         self._opening: set[str] = set()
@@ -61,7 +71,7 @@ class SessionService:
 
     async def serve(self, _: object, context: grpc.aio.ServicerContext[Any, Any]) -> None:
         """The handler of one stream."""
-        stream = _Stream()
+        stream = _Stream(steps.Inbox(self._config.max_message_bytes))
         task = asyncio.create_task(self._serve_stream(stream, context))
         self._streams[task] = stream
         task.add_done_callback(self._streams.pop)
@@ -110,42 +120,59 @@ class SessionService:
     async def _converse(self, stream: _Stream, context: grpc.aio.ServicerContext[Any, Any]) -> None:
         while not self._is_draining and (data := await context.read()) is not _END:
             stream.is_busy = True
-            await context.write(await self._answer(stream, data))
+            reply = await self._answer(stream, data)
+            if reply is not None:
+                for message in messages_of(reply):
+                    await context.write(message)
             stream.is_busy = False
 
-    async def _answer(self, stream: _Stream, data: bytes) -> bytes:
-        request = pb.SessionRequest()
+    async def _answer(self, stream: _Stream, data: bytes) -> Outgoing | None:
+        stream.arrived_s = time.perf_counter()
         self._statistics.bytes_received += len(data)
+        step_id = position = 0
         try:
-            request = steps.parse_request(data)
+            request = stream.inbox.request(data)
+            if request is None:
+                return None
+            step_id, position = request.step_id, request.position
             reply = await self._do(stream, request)
         except Exception as error:
             self._statistics.refusals += 1
-            comm_error = as_comm_error(error, f"step {request.step_id} of session {stream.session_id or '(none)'}")
-            reply = steps.encode_refusal(request.step_id, request.position, comm_error)
+            comm_error = as_comm_error(error, f"step {step_id} of session {stream.session_id or '(none)'}")
+            reply = steps.encode_refusal(step_id, position, comm_error)
         self._statistics.bytes_sent += len(reply)
         return reply
 
-    async def _do(self, stream: _Stream, request: pb.SessionRequest) -> bytes:
-        match request.WhichOneof("action"):
-            case "open":
-                return await self._open(stream, request)
-            case "close":
+    async def _do(self, stream: _Stream, request: steps.Request) -> Outgoing:
+        match request.action:
+            case steps.Open():
+                return await self._open(stream, request.action)
+            case steps.Close():
                 return await self._close(stream)
-            case _:
-                return await self._step(stream, request)
+            case action:
+                return await self._step(stream, request, action)
 
-    async def _open(self, stream: _Stream, request: pb.SessionRequest) -> bytes:
-        if stream.session_id and self._table.has(stream.session_id):
+    async def _open(self, stream: _Stream, opening: steps.Open) -> Outgoing:
+        if stream.session_id not in ("", opening.session_id) and self._table.has(stream.session_id):
             raise InvalidRequestError(
                 f"this stream has session {stream.session_id}; open another on a stream of its own"
             )
-        self._validator.check_fingerprint(request.open.expected_fingerprint)
-        if request.open.resume or self._is_repeated_open(request.session_id):
-            ledger = await self._resume(stream, request.session_id)
+        self._validator.check_fingerprint(opening.expected_fingerprint)
+        self._agree(stream, opening)
+        if opening.resume or self._is_repeated_open(opening.session_id):
+            ledger = await self._resume(stream, opening.session_id)
         else:
-            ledger = await self._open_new(stream, request.session_id)
-        return steps.encode_opened(ledger.step_id, ledger.position, self._config.max_message_bytes)
+            ledger = await self._open_new(stream, opening.session_id)
+        opened = steps.Opened(self._config.max_message_bytes, CHUNK_BYTES)
+        return steps.encode_opened(ledger.step_id, ledger.position, opened)
+
+    def _agree(self, stream: _Stream, opening: steps.Open) -> None:
+        check_codecs(opening.codecs)
+        stream.inbox.codecs = opening.codecs.names()
+        stream.packing = Packing(
+            opening.codecs.to_client, opening.chunk_bytes and min(opening.chunk_bytes, CHUNK_BYTES)
+        )
+        stream.tells_timings = opening.timings
 
     def _is_repeated_open(self, session_id: str) -> bool:
         # The answer to an open may be lost too: an open of a session that has done nothing yet is the same open again.
@@ -174,7 +201,7 @@ class SessionService:
             await self._waiting.setdefault(session_id, asyncio.Event()).wait()
         return self._table.ledger(session_id)
 
-    async def _close(self, stream: _Stream) -> bytes:
+    async def _close(self, stream: _Stream) -> Outgoing:
         session_id, stream.session_id = stream.session_id, ""
         if self._table.has(session_id):
             self._table.use(session_id, stream.attachment, self._clock())
@@ -182,16 +209,20 @@ class SessionService:
             await self._close_at_host(session_id)
         return steps.encode_done(0, 0)
 
-    async def _step(self, stream: _Stream, request: pb.SessionRequest) -> bytes:
+    async def _step(self, stream: _Stream, request: steps.Request, action: Action) -> Outgoing:
         if not stream.session_id:
             raise InvalidRequestError("no session is open on this stream; the first message has to open one")
         ledger = self._table.use(stream.session_id, stream.attachment, self._clock())
-        verdict = ledger.admit(request.step_id, request.position, steps.effect_of(request))
+        verdict = ledger.admit(request.step_id, request.position, effect_of(action))
         if isinstance(verdict, Replay):
             self._statistics.replays += 1
+            assert isinstance(verdict.reply, Outgoing)
             return verdict.reply
         try:
-            reply = await self._run(ledger, request, verdict.position)
+            tensor, compute_s = await self._run(ledger, action)
+            reply = self._encoded(stream, request.step_id, verdict.position, tensor, compute_s)
+            if len(reply) > self._config.max_message_bytes:
+                await self._lose(ledger, len(reply))
             ledger.commit(reply)
         finally:
             ledger.abandon()
@@ -199,21 +230,39 @@ class SessionService:
         self._statistics.steps += 1
         return reply
 
-    async def _run(self, ledger: Ledger, request: pb.SessionRequest, position_after: int) -> bytes:
-        action = steps.action_of(request)
+    async def _run(self, ledger: Ledger, action: Action) -> tuple[torch.Tensor | None, float]:
+        """Have the host do a step; returns its answer and the seconds it took."""
         if isinstance(action, Forward):
             self._validator.check_forward(action, ledger.position)
-        tensor = await self._host.run_step(ledger.session_id, action)
-        reply = steps.encode_done(request.step_id, position_after, tensor)
-        if len(reply) > self._config.max_message_bytes:
-            await self._lose(ledger, len(reply))
-        return reply
+        began_s = time.perf_counter()
+        try:
+            tensor = await self._host.run_step(ledger.session_id, action)
+        except CommError:
+            raise
+        except Exception:
+            if self._is_stateful:
+                # Some of its state may have changed and some not; its room is free for others.
+                await self._end(ledger, "a step of it failed inside the service")
+            raise
+        return tensor, time.perf_counter() - began_s
+
+    def _encoded(
+        self, stream: _Stream, step_id: int, position: int, tensor: torch.Tensor | None, compute_s: float
+    ) -> Outgoing:
+        began_s = time.perf_counter()
+        reply = steps.encode_done(step_id, position, tensor, stream.packing)
+        if not stream.tells_timings:
+            return reply
+        serialise_s, queue_s = time.perf_counter() - began_s, began_s - stream.arrived_s - compute_s
+        return steps.with_timings(reply, Timings(queue_s=queue_s, compute_s=compute_s, serialise_s=serialise_s))
+
+    async def _end(self, ledger: Ledger, reason: str) -> None:
+        self._table.close(ledger.session_id, reason)
+        await self._close_at_host(ledger.session_id)
 
     async def _lose(self, ledger: Ledger, reply_bytes: int) -> None:
         # The host has done the step, so it cannot be refused any more: the session is beyond repair.
-        reason = f"the answer to step {ledger.step_id + 1} was too large to send"
-        self._table.close(ledger.session_id, reason)
-        await self._close_at_host(ledger.session_id)
+        await self._end(ledger, f"the answer to step {ledger.step_id + 1} was too large to send")
         raise MessageTooLargeError(
             f"the answer has {reply_bytes} bytes, and the server sends at most {self._config.max_message_bytes}; "
             f"the session is closed: open another with a smaller batch or shorter steps, "
@@ -233,3 +282,25 @@ class SessionService:
     def num_open(self) -> int:
         """Sessions open now."""
         return len(self._table)
+
+
+def effect_of(action: Action) -> Effect:
+    """What a step does to position and batch."""
+    match action:
+        case Forward(hidden):
+            return Advance(hidden.shape[0], hidden.shape[1]) if hidden.dim() > 1 else Advance(0, 0)
+        case Reorder(indices):
+            return Permute(tuple(indices))
+        case Crop(num_tokens):
+            return Trim(num_tokens)
+        case _:
+            return Mark()
+
+
+def check_codecs(codecs: Codecs) -> None:
+    """Raise `UnsupportedOperationError` for codecs that are not there on this side."""
+    for name in codecs.names():
+        try:
+            codec_named(name)
+        except (ValueError, ImportError) as error:
+            raise UnsupportedOperationError(f"this side cannot use the codec: {error}") from error

@@ -1,0 +1,134 @@
+"""The tensor in a message: found, checked, and read where it lies."""
+
+from __future__ import annotations
+
+import ctypes
+from collections.abc import Collection
+from functools import lru_cache
+from typing import NamedTuple
+
+import torch
+from google.protobuf.message import DecodeError
+
+from splitlearn_comm._proto.splitlearn.v1 import compute_pb2 as pb
+from splitlearn_comm.codec import Payload, decode_payload
+from splitlearn_comm.errors import InvalidRequestError
+from splitlearn_comm.framing.locate import locate
+
+_DATA = pb.TensorData.DATA_FIELD_NUMBER
+_COPIED_BYTES = 1 << 16
+"""Up to here copying the elements costs less than looking after a view of them."""
+_CACHED_HEADER_BYTES = 128
+
+
+class Taken(NamedTuple):
+    """A message taken apart."""
+
+    outer: bytes
+    """What is around the outermost field on the way to the tensor, serialised."""
+    beside: bytes
+    """What is beside the tensor in the message inside, serialised; empty where the path has one field."""
+    tensor: torch.Tensor
+
+
+class _Header(NamedTuple):
+    dtype: torch.dtype
+    shape: tuple[int, ...]
+    num_bytes: int
+
+
+def take_tensor(buffer: bytes, path: tuple[int, ...], codecs: Collection[str] = ()) -> Taken | None:
+    """Take the tensor out of a message, its elements not copied where that pays.
+
+    Args:
+        buffer: The serialised message.
+        path: Field numbers that lead to the tensor: one, or two if it is in a message inside.
+        codecs: Names of the codecs that were agreed on.
+
+    Returns:
+        None if there is no data of a tensor there, or not once: protobuf says what is in the message then.
+
+    Raises:
+        InvalidRequestError: Dtype, shape and data do not agree.
+        UnsupportedOperationError: It came through a codec that was not agreed on.
+    """
+    located = locate(buffer, (*path, _DATA))
+    if located is None:
+        return None
+    *outside, fields = located.around
+    header = _header(fields) if len(fields) <= _CACHED_HEADER_BYTES else None
+    if header is None:
+        tensor = _decoded(fields, memoryview(buffer)[located.begin : located.end], codecs)
+    elif header.num_bytes != located.end - located.begin:
+        raise _wrong_length(header, located.end - located.begin)
+    else:
+        tensor = _read(buffer, located.begin, header)
+    return Taken(outside[0], outside[1] if len(path) > 1 else b"", tensor)
+
+
+def tensor_of(message: pb.TensorData, data: bytearray | None = None, codecs: Collection[str] = ()) -> torch.Tensor:
+    """The tensor of a parsed message.
+
+    Args:
+        message: As it came.
+        data: What came in chunks before it; None if nothing did.
+        codecs: Names of the codecs that were agreed on.
+
+    Raises:
+        InvalidRequestError: Dtype, shape and data do not agree.
+        UnsupportedOperationError: It came through a codec that was not agreed on.
+    """
+    payload = Payload.of(message, message.data if data is None else memoryview(data))
+    if data is not None and not payload.codec and payload.dtype is not torch.bool:
+        header = _Header(payload.dtype, payload.shape, payload.tensor_bytes)
+        if header.num_bytes != len(data):
+            raise _wrong_length(header, len(data))
+        # The chunks were put together in memory of their own: it becomes the tensor's.
+        return torch.frombuffer(data, dtype=header.dtype).view(header.shape)
+    return decode_payload(payload, codecs)
+
+
+@lru_cache(maxsize=1024)
+def _header(fields: bytes) -> _Header | None:
+    """Dtype and shape of a raw tensor, the same for every token of a generation; None if it needs more than a read."""
+    message = _parsed(fields)
+    if message.codec or message.side or message.chunked_bytes or message.dtype == pb.DTYPE_BOOL:
+        return None
+    payload = Payload.of(message, b"")
+    return _Header(payload.dtype, payload.shape, payload.tensor_bytes)
+
+
+def _parsed(fields: bytes) -> pb.TensorData:
+    try:
+        return pb.TensorData.FromString(fields)
+    except DecodeError as error:
+        raise InvalidRequestError(f"{len(fields)} bytes came that are no TensorData: {error}") from error
+
+
+def _decoded(fields: bytes, data: memoryview, codecs: Collection[str]) -> torch.Tensor:
+    return decode_payload(Payload.of(_parsed(fields), data), codecs)
+
+
+def _read(buffer: bytes, begin: int, header: _Header) -> torch.Tensor:
+    address = _address_of(buffer) + begin if header.num_bytes > _COPIED_BYTES else 0
+    if not address or address % header.dtype.itemsize:
+        storage = bytearray(memoryview(buffer)[begin : begin + header.num_bytes])
+        return torch.frombuffer(storage, dtype=header.dtype).view(header.shape)
+    elements = (ctypes.c_char * header.num_bytes).from_address(address)
+    # Nobody but this tensor holds the message, so writing to it disturbs no one.
+    elements.owner = buffer  # type: ignore[attr-defined]
+    return torch.frombuffer(elements, dtype=header.dtype).view(header.shape)
+
+
+def _address_of(buffer: bytes) -> int:
+    """Where the contents of a bytes object lie; ctypes gives a pointer to them, not to a copy."""
+    address = ctypes.cast(ctypes.c_char_p(buffer), ctypes.c_void_p).value
+    assert address is not None
+    return address
+
+
+def _wrong_length(header: _Header, num_bytes: int) -> InvalidRequestError:
+    return InvalidRequestError(
+        f"tensor data of the wrong length: {header.dtype} {list(header.shape)} needs {header.num_bytes} bytes, "
+        f"came {num_bytes}; send the elements contiguous and little-endian"
+    )
