@@ -86,7 +86,7 @@ def test_what_cannot_be_sent_is_refused_by_name(tensor: torch.Tensor, said: str)
         (pb.TensorData(data=b"1234", shape=[1], dtype=pb.DTYPE_FLOAT32, codec="int8"), "codec 'int8'"),
         (pb.TensorData(data=b"1234", shape=[1], dtype=pb.DTYPE_FLOAT32, side=b"1"), "raw one was expected"),
         (pb.TensorData(data=b"1234", shape=[-1, -1], dtype=pb.DTYPE_FLOAT32), "none negative"),
-        (pb.TensorData(data=b"1" * 4, shape=[1] * 9, dtype=pb.DTYPE_FLOAT32), "at most 8 dimensions"),
+        (pb.TensorData(data=b"1" * 4, shape=[1] * 10**5, dtype=pb.DTYPE_FLOAT32), "at most 8 .* came 100000 dim"),
     ],
 )
 def test_what_does_not_agree_with_itself_is_refused(message: pb.TensorData, said: str) -> None:

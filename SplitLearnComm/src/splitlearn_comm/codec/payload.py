@@ -40,13 +40,12 @@ class Payload:
         Raises:
             InvalidRequestError: If the dtype is unknown or the shape impossible.
         """
-        dtype, shape = DTYPES.get(message.dtype), tuple(message.shape)
+        dtype = DTYPES.get(message.dtype)
         if dtype is None:
             known = f"one of the DType values 1 to {max(DTYPES)}"
             raise InvalidRequestError(f"tensor of unknown dtype: expected {known}, came {message.dtype}")
-        _check_shape(shape)
         data = message.data if data is None else data
-        return cls(shape=shape, dtype=dtype, data=data, codec=message.codec, side=message.side)
+        return cls(shape=_checked_shape(message.shape), dtype=dtype, data=data, codec=message.codec, side=message.side)
 
     @property
     def num_elements(self) -> int:
@@ -75,10 +74,13 @@ class Payload:
         return message
 
 
-def _check_shape(shape: Sequence[int]) -> None:
-    if len(shape) > MAX_DIMS or min(shape, default=0) < 0:
-        raise InvalidRequestError(
-            f"tensor of an impossible shape: expected at most {MAX_DIMS} dimensions, none negative, came {list(shape)}"
-        )
+def _checked_shape(shape: Sequence[int]) -> tuple[int, ...]:
+    wanted = f"expected at most {MAX_DIMS} dimensions, none negative"
+    # A message has room for millions: they are not put into an error.
+    if len(shape) > MAX_DIMS:
+        raise InvalidRequestError(f"tensor of an impossible shape: {wanted}, came {len(shape)} dimensions")
+    if min(shape, default=0) < 0:
+        raise InvalidRequestError(f"tensor of an impossible shape: {wanted}, came {list(shape)}")
     if math.prod(size or 1 for size in shape) > _MAX_ELEMENTS:
         raise InvalidRequestError(f"tensor of an impossible shape: {list(shape)} is beyond any memory")
+    return tuple(shape)
