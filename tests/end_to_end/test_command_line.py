@@ -199,6 +199,8 @@ def test_a_revision(fake_hub: Hub, tmp_path: Path) -> None:
         other = run_program(generate, environment)
     assert other.returncode == 1
     assert other.stderr.startswith("error: the trunk was loaded from another checkpoint: ")
+    assert f"that of gpt2 at commit {commits[1]} is " in other.stderr
+    assert "give both sides the same revision= (splitlearn serve --revision)" in other.stderr
     shown = run_program([*SPLITLEARN, "demo", "gpt2", "--max-new-tokens", "4", "--revision", commits[0]], environment)
     assert "identical to the unsplit model: yes" in shown.stdout, shown.stderr
 

@@ -1,18 +1,22 @@
 """A trunk on a server keeps the contract that a trunk in this process keeps."""
 
-from collections.abc import Iterator
+import copy
+import pickle
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import replace
 
 import pytest
 import torch
 
+from splitlearn import SplitModelForCausalLM
 from splitlearn.remote import RemoteTrunk
 from splitlearn_comm import ComputeFunction, FingerprintMismatchError, GRPCComputeServer
 from splitlearn_comm.testing import Identity
 from splitlearn_core import SplitPoints, Trunk, TrunkMismatchError, TrunkPort, UnsupportedOptionError
 from splitlearn_core.parts.port import trunk_info
 from splitlearn_core.testing import TrunkPortContract, random_hidden, tiny_trunk
+from splitlearn_manager import ManagedServer
 from splitlearn_manager.runtime.hosted_trunk import HostedTrunk
 
 torch.set_num_threads(1)
@@ -111,6 +115,14 @@ def test_a_training_step_of_a_session_is_refused_before_anything_is_sent() -> No
         with pytest.raises(UnsupportedOptionError, match=r"model\.eval\(\)"):
             session.step(random_hidden(1, 2), training=True)
         assert server.statistics().steps == 0
+
+
+@pytest.mark.parametrize("duplicate", [copy.deepcopy, pickle.dumps])
+def test_a_model_with_a_connection_is_no_thing_to_copy(duplicate: Callable[[object], object]) -> None:
+    with ManagedServer(port=0) as server:
+        model = SplitModelForCausalLM.from_pretrained(trunk=server.address)
+        with pytest.raises(UnsupportedOptionError, match=r"cannot be copied or pickled: copy model\.state_dict\(\)"):
+            duplicate(model)
 
 
 @pytest.mark.parametrize("service", [Identity()])

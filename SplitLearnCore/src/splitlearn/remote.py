@@ -6,7 +6,7 @@ Tensor shapes: B rows, T new tokens, P cached tokens, H hidden size.
 import contextlib
 from collections import deque
 from collections.abc import Sequence
-from typing import Any, Self
+from typing import Any, NoReturn, Self
 
 import torch
 
@@ -99,6 +99,12 @@ class RemoteTrunk(TrunkPort):
     def hang_up(self) -> None:
         """Close the connection without a word; the server frees the sessions after its detached timeout."""
         self._client.close()
+
+    def __reduce__(self) -> NoReturn:
+        raise UnsupportedOptionError(
+            "a trunk on a server is a connection and cannot be copied or pickled: copy model.state_dict(), or load the "
+            "model again with from_pretrained(..., trunk=address)"
+        )
 
     def _free_abandoned(self) -> None:
         with contextlib.suppress(IndexError):  # empty, or emptied by another thread

@@ -1,17 +1,25 @@
 """Bottom, Trunk and Top by hand: what they return and what they refuse."""
 
+import copy
+import pickle
+from collections.abc import Callable
 from typing import Any
 
 import pytest
 import torch
 
 from splitlearn_core import (
+    Bottom,
     HiddenOutput,
     LogitsOutput,
     PartInputError,
     SplitPointError,
     SplitResult,
+    Top,
+    Trunk,
     UnsupportedModelError,
+    load_client_model,
+    load_split_model,
     split_model,
 )
 from tests.support.families import padded_prompt, tiny_split
@@ -102,3 +110,14 @@ def test_every_cut_of_a_model_is_the_model(a: int) -> None:
     for b in range(a + 1, 6):
         bottom, trunk, top = split_model(whole, (a, b))
         assert torch.equal(top(trunk(bottom(IDS))), expected)
+
+
+@pytest.mark.parametrize("duplicate", [copy.deepcopy, lambda part: pickle.loads(pickle.dumps(part))])
+def test_parts_and_the_client_model_may_be_copied_and_pickled(duplicate: Callable[[Any], Any]) -> None:
+    ids = torch.arange(9).unsqueeze(0)
+    parts = load_split_model()
+    bottom, trunk, top = (duplicate(part) for part in parts)
+    assert [type(part).__mro__[1] for part in (bottom, trunk, top)] == [Bottom, Trunk, Top]
+    logits = parts.top(parts.trunk(parts.bottom(ids)))
+    assert torch.equal(top(trunk(bottom(ids))), logits)
+    assert torch.equal(duplicate(load_client_model())(ids).logits, logits)

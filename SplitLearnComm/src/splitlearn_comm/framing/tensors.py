@@ -13,11 +13,10 @@ from google.protobuf.message import DecodeError
 from splitlearn_comm._proto.splitlearn.v1 import compute_pb2 as pb
 from splitlearn_comm.codec import Payload, decode_payload
 from splitlearn_comm.errors import InvalidRequestError
+from splitlearn_comm.framing.assembly import VIEWED_BYTES
 from splitlearn_comm.framing.locate import locate
 
 _DATA = pb.TensorData.DATA_FIELD_NUMBER
-_COPIED_BYTES = 1 << 16
-"""Up to here copying the elements costs less than looking after a view of them."""
 _CACHED_HEADER_BYTES = 128
 
 
@@ -110,7 +109,7 @@ def _decoded(fields: bytes, data: memoryview, codecs: Collection[str]) -> torch.
 
 
 def _read(buffer: bytes, begin: int, header: _Header) -> torch.Tensor:
-    address = _address_of(buffer) + begin if header.num_bytes > _COPIED_BYTES else 0
+    address = _address_of(buffer) + begin if header.num_bytes > VIEWED_BYTES else 0
     if not address or address % header.dtype.itemsize:
         storage = bytearray(memoryview(buffer)[begin : begin + header.num_bytes])
         return torch.frombuffer(storage, dtype=header.dtype).view(header.shape)

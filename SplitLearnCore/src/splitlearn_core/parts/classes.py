@@ -69,13 +69,26 @@ def class_for(kind: type[CutModelT], architecture: type[PreTrainedModel]) -> typ
         namespace = {
             "__module__": architecture.__module__,
             "__doc__": architecture.__doc__,
+            "kind": kind,
             "architecture": architecture,
+            "__reduce__": reduce_cut_model,
             "forward_parameters": frozenset(inspect.signature(architecture.forward).parameters) - {"self", "kwargs"},
             **kind.class_attributes(architecture),
         }
         _made[kind, architecture] = type(architecture.__name__, (kind, architecture), namespace)
     made: type[CutModelT] = _made[kind, architecture]
     return made
+
+
+def reduce_cut_model(model: CutModel) -> tuple[Any, ...]:
+    """Say how to make a copy: pickle finds no class of ours by its name, which is the architecture's own."""
+    return empty_cut_model, (model.kind, model.architecture), model.__dict__
+
+
+def empty_cut_model(kind: type[CutModel], architecture: type[PreTrainedModel]) -> CutModel:
+    """Return an instance without any state."""
+    made = class_for(kind, architecture)
+    return made.__new__(made)
 
 
 def loading_class_for(

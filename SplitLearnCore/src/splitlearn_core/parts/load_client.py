@@ -6,7 +6,7 @@ from dataclasses import replace
 
 import torch
 
-from splitlearn_core.checkpoint.fingerprint import fingerprint
+from splitlearn_core.checkpoint.fingerprint import fingerprint, mismatch
 from splitlearn_core.checkpoint.source import Source, locate
 from splitlearn_core.checkpoint.weights import read_weight_index
 from splitlearn_core.errors import TrunkMismatchError
@@ -86,7 +86,4 @@ def check_trunk(info: TrunkInfo, source: Source, split_points: Sequence[int] | N
     if info.fingerprint is None:
         logger.warning("the trunk's weights came from memory: whether they belong to %s is not known", source.model_id)
     elif info.fingerprint != own:
-        raise TrunkMismatchError(
-            f"the trunk was loaded from another checkpoint: its fingerprint is {info.fingerprint[:12]}…, that of "
-            f"{source.model_id} is {own[:12]}…; both sides need the same weights and configuration, to the last bit"
-        )
+        raise TrunkMismatchError(mismatch(source, own, info.fingerprint))

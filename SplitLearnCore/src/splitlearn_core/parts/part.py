@@ -49,6 +49,8 @@ class CutModel(PreTrainedModel):
     Concrete classes are made by `class_for`, which puts one of our classes in front of an architecture's own.
     """
 
+    kind: ClassVar[type[PreTrainedModel]]
+    """The one of our classes that the concrete class was made with."""
     architecture: ClassVar[type[PreTrainedModel]]
     """The class of the whole model."""
     forward_parameters: ClassVar[frozenset[str]]

@@ -43,20 +43,22 @@ DTYPE_UINT8: DType
 DTYPE_BOOL: DType
 
 class TensorData(_message.Message):
-    __slots__ = ("data", "shape", "dtype", "codec", "side", "chunked_bytes")
+    __slots__ = ("data", "shape", "dtype", "codec", "side", "chunked_bytes", "padding")
     DATA_FIELD_NUMBER: _ClassVar[int]
     SHAPE_FIELD_NUMBER: _ClassVar[int]
     DTYPE_FIELD_NUMBER: _ClassVar[int]
     CODEC_FIELD_NUMBER: _ClassVar[int]
     SIDE_FIELD_NUMBER: _ClassVar[int]
     CHUNKED_BYTES_FIELD_NUMBER: _ClassVar[int]
+    PADDING_FIELD_NUMBER: _ClassVar[int]
     data: bytes
     shape: _containers.RepeatedScalarFieldContainer[int]
     dtype: DType
     codec: str
     side: bytes
     chunked_bytes: int
-    def __init__(self, data: _Optional[bytes] = ..., shape: _Optional[_Iterable[int]] = ..., dtype: _Optional[_Union[DType, str]] = ..., codec: _Optional[str] = ..., side: _Optional[bytes] = ..., chunked_bytes: _Optional[int] = ...) -> None: ...
+    padding: bytes
+    def __init__(self, data: _Optional[bytes] = ..., shape: _Optional[_Iterable[int]] = ..., dtype: _Optional[_Union[DType, str]] = ..., codec: _Optional[str] = ..., side: _Optional[bytes] = ..., chunked_bytes: _Optional[int] = ..., padding: _Optional[bytes] = ...) -> None: ...
 
 class TensorChunk(_message.Message):
     __slots__ = ("data", "offset", "total_bytes")
@@ -119,7 +121,7 @@ class ComputeResponse(_message.Message):
     def __init__(self, tensor: _Optional[_Union[TensorData, _Mapping]] = ..., past_key_values: _Optional[_Union[KVCache, _Mapping]] = ...) -> None: ...
 
 class SessionRequest(_message.Message):
-    __slots__ = ("session_id", "step_id", "position", "open", "forward", "reorder", "crop", "start_recording", "close", "chunk")
+    __slots__ = ("session_id", "step_id", "position", "open", "forward", "reorder", "crop", "start_recording", "close", "chunk", "export", "import_state")
     SESSION_ID_FIELD_NUMBER: _ClassVar[int]
     STEP_ID_FIELD_NUMBER: _ClassVar[int]
     POSITION_FIELD_NUMBER: _ClassVar[int]
@@ -130,6 +132,8 @@ class SessionRequest(_message.Message):
     START_RECORDING_FIELD_NUMBER: _ClassVar[int]
     CLOSE_FIELD_NUMBER: _ClassVar[int]
     CHUNK_FIELD_NUMBER: _ClassVar[int]
+    EXPORT_FIELD_NUMBER: _ClassVar[int]
+    IMPORT_STATE_FIELD_NUMBER: _ClassVar[int]
     session_id: str
     step_id: int
     position: int
@@ -140,21 +144,43 @@ class SessionRequest(_message.Message):
     start_recording: StartRecording
     close: Close
     chunk: TensorChunk
-    def __init__(self, session_id: _Optional[str] = ..., step_id: _Optional[int] = ..., position: _Optional[int] = ..., open: _Optional[_Union[Open, _Mapping]] = ..., forward: _Optional[_Union[Forward, _Mapping]] = ..., reorder: _Optional[_Union[Reorder, _Mapping]] = ..., crop: _Optional[_Union[Crop, _Mapping]] = ..., start_recording: _Optional[_Union[StartRecording, _Mapping]] = ..., close: _Optional[_Union[Close, _Mapping]] = ..., chunk: _Optional[_Union[TensorChunk, _Mapping]] = ...) -> None: ...
+    export: Export
+    import_state: Import
+    def __init__(self, session_id: _Optional[str] = ..., step_id: _Optional[int] = ..., position: _Optional[int] = ..., open: _Optional[_Union[Open, _Mapping]] = ..., forward: _Optional[_Union[Forward, _Mapping]] = ..., reorder: _Optional[_Union[Reorder, _Mapping]] = ..., crop: _Optional[_Union[Crop, _Mapping]] = ..., start_recording: _Optional[_Union[StartRecording, _Mapping]] = ..., close: _Optional[_Union[Close, _Mapping]] = ..., chunk: _Optional[_Union[TensorChunk, _Mapping]] = ..., export: _Optional[_Union[Export, _Mapping]] = ..., import_state: _Optional[_Union[Import, _Mapping]] = ...) -> None: ...
 
 class Open(_message.Message):
-    __slots__ = ("expected_fingerprint", "resume", "chunk_bytes", "hidden", "timings")
+    __slots__ = ("expected_fingerprint", "resume", "chunk_bytes", "hidden", "timings", "can_move")
     EXPECTED_FINGERPRINT_FIELD_NUMBER: _ClassVar[int]
     RESUME_FIELD_NUMBER: _ClassVar[int]
     CHUNK_BYTES_FIELD_NUMBER: _ClassVar[int]
     HIDDEN_FIELD_NUMBER: _ClassVar[int]
     TIMINGS_FIELD_NUMBER: _ClassVar[int]
+    CAN_MOVE_FIELD_NUMBER: _ClassVar[int]
     expected_fingerprint: str
     resume: bool
     chunk_bytes: int
     hidden: Codecs
     timings: bool
-    def __init__(self, expected_fingerprint: _Optional[str] = ..., resume: bool = ..., chunk_bytes: _Optional[int] = ..., hidden: _Optional[_Union[Codecs, _Mapping]] = ..., timings: bool = ...) -> None: ...
+    can_move: bool
+    def __init__(self, expected_fingerprint: _Optional[str] = ..., resume: bool = ..., chunk_bytes: _Optional[int] = ..., hidden: _Optional[_Union[Codecs, _Mapping]] = ..., timings: bool = ..., can_move: bool = ...) -> None: ...
+
+class Export(_message.Message):
+    __slots__ = ()
+    def __init__(self) -> None: ...
+
+class Import(_message.Message):
+    __slots__ = ("state",)
+    STATE_FIELD_NUMBER: _ClassVar[int]
+    state: SessionState
+    def __init__(self, state: _Optional[_Union[SessionState, _Mapping]] = ...) -> None: ...
+
+class SessionState(_message.Message):
+    __slots__ = ("cache", "batch")
+    CACHE_FIELD_NUMBER: _ClassVar[int]
+    BATCH_FIELD_NUMBER: _ClassVar[int]
+    cache: KVCache
+    batch: int
+    def __init__(self, cache: _Optional[_Union[KVCache, _Mapping]] = ..., batch: _Optional[int] = ...) -> None: ...
 
 class Codecs(_message.Message):
     __slots__ = ("to_server", "to_client")
@@ -205,7 +231,7 @@ class Close(_message.Message):
     def __init__(self) -> None: ...
 
 class SessionResponse(_message.Message):
-    __slots__ = ("step_id", "position", "opened", "tensor", "done", "error", "chunk", "timings")
+    __slots__ = ("step_id", "position", "opened", "tensor", "done", "error", "chunk", "state", "timings", "draining")
     STEP_ID_FIELD_NUMBER: _ClassVar[int]
     POSITION_FIELD_NUMBER: _ClassVar[int]
     OPENED_FIELD_NUMBER: _ClassVar[int]
@@ -213,7 +239,9 @@ class SessionResponse(_message.Message):
     DONE_FIELD_NUMBER: _ClassVar[int]
     ERROR_FIELD_NUMBER: _ClassVar[int]
     CHUNK_FIELD_NUMBER: _ClassVar[int]
+    STATE_FIELD_NUMBER: _ClassVar[int]
     TIMINGS_FIELD_NUMBER: _ClassVar[int]
+    DRAINING_FIELD_NUMBER: _ClassVar[int]
     step_id: int
     position: int
     opened: Opened
@@ -221,8 +249,10 @@ class SessionResponse(_message.Message):
     done: Done
     error: Error
     chunk: TensorChunk
+    state: SessionState
     timings: Timings
-    def __init__(self, step_id: _Optional[int] = ..., position: _Optional[int] = ..., opened: _Optional[_Union[Opened, _Mapping]] = ..., tensor: _Optional[_Union[TensorData, _Mapping]] = ..., done: _Optional[_Union[Done, _Mapping]] = ..., error: _Optional[_Union[Error, _Mapping]] = ..., chunk: _Optional[_Union[TensorChunk, _Mapping]] = ..., timings: _Optional[_Union[Timings, _Mapping]] = ...) -> None: ...
+    draining: bool
+    def __init__(self, step_id: _Optional[int] = ..., position: _Optional[int] = ..., opened: _Optional[_Union[Opened, _Mapping]] = ..., tensor: _Optional[_Union[TensorData, _Mapping]] = ..., done: _Optional[_Union[Done, _Mapping]] = ..., error: _Optional[_Union[Error, _Mapping]] = ..., chunk: _Optional[_Union[TensorChunk, _Mapping]] = ..., state: _Optional[_Union[SessionState, _Mapping]] = ..., timings: _Optional[_Union[Timings, _Mapping]] = ..., draining: bool = ...) -> None: ...
 
 class Opened(_message.Message):
     __slots__ = ("max_message_bytes", "chunk_bytes")
