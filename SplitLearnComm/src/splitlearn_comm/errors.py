@@ -11,6 +11,8 @@ CommError
 ├── ServerUnavailableError (ConnectionError)  nothing listens there, or it went away
 ├── DeadlineExceededError (TimeoutError)      no answer in time
 ├── AddressInUseError (OSError)               a server cannot listen where it was told to
+├── AuthenticationError (PermissionError)     one end could not prove who it is: token, certificate
+├── PermissionDeniedError (PermissionError)   who it is was proven, and it may not do this
 ├── UnsupportedOperationError                 the service cannot do this
 └── RemoteInternalError                       a fault of the server; its log has it under the request id
 
@@ -64,7 +66,15 @@ class MessageTooLargeError(CommError, ValueError):
 
 
 class ResourceExhaustedError(CommError):
-    """The server has no room for what was asked."""
+    """The server has no room for what was asked, or the client has asked for more than it may.
+
+    Attributes:
+        retry_after_s: After so many seconds the same may be asked for again; None if the server does not know.
+    """
+
+    def __init__(self, message: str, *, request_id: str | None = None, retry_after_s: float | None = None) -> None:
+        super().__init__(message, request_id=request_id)
+        self.retry_after_s = retry_after_s
 
 
 class ServerUnavailableError(CommError, ConnectionError):
@@ -77,6 +87,14 @@ class DeadlineExceededError(CommError, TimeoutError):
 
 class AddressInUseError(CommError, OSError):
     """A server cannot listen on its address and port; raised in the server's own process."""
+
+
+class AuthenticationError(CommError, PermissionError):
+    """One end could not prove to the other who it is: a token is missing or wrong, a certificate is not trusted."""
+
+
+class PermissionDeniedError(CommError, PermissionError):
+    """The client has proven who it is, and may not do this."""
 
 
 class UnsupportedOperationError(CommError):
@@ -100,6 +118,8 @@ CODES: dict[type[CommError], grpc.StatusCode] = {
     ServerUnavailableError: grpc.StatusCode.UNAVAILABLE,
     AddressInUseError: grpc.StatusCode.UNAVAILABLE,
     DeadlineExceededError: grpc.StatusCode.DEADLINE_EXCEEDED,
+    AuthenticationError: grpc.StatusCode.UNAUTHENTICATED,
+    PermissionDeniedError: grpc.StatusCode.PERMISSION_DENIED,
     UnsupportedOperationError: grpc.StatusCode.UNIMPLEMENTED,
     RemoteInternalError: grpc.StatusCode.INTERNAL,
 }

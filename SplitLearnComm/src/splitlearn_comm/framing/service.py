@@ -6,7 +6,7 @@ import grpc
 
 from splitlearn_comm._proto.splitlearn.v1 import compute_pb2 as pb
 from splitlearn_comm.codec import DTYPES, ENUMS
-from splitlearn_comm.errors import CommError, error_class
+from splitlearn_comm.errors import CommError, ResourceExhaustedError, error_class
 from splitlearn_comm.framing.fields import parse
 from splitlearn_comm.messages import ServiceInfo
 
@@ -70,10 +70,15 @@ def decode_health(data: bytes) -> bool:
 def encode_error(error: CommError) -> pb.Error:
     """An error as it travels inside a session."""
     code, kind = error.code.value[0], type(error).__name__
-    return pb.Error(code=code, kind=kind, message=str(error), request_id=error.request_id or "")
+    retry_after_s = error.retry_after_s if isinstance(error, ResourceExhaustedError) else None
+    request_id = error.request_id or ""
+    return pb.Error(code=code, kind=kind, message=str(error), request_id=request_id, retry_after_s=retry_after_s)
 
 
 def decode_error(message: pb.Error) -> CommError:
     """The exception an error of a session stands for."""
     code = _STATUS.get(message.code, grpc.StatusCode.UNKNOWN)
-    return error_class(code, message.kind)(message.message, request_id=message.request_id or None)
+    error = error_class(code, message.kind)(message.message, request_id=message.request_id or None)
+    if isinstance(error, ResourceExhaustedError):
+        error.retry_after_s = message.retry_after_s or None
+    return error
