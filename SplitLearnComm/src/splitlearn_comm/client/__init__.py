@@ -3,6 +3,7 @@
 from splitlearn_comm.client.aio_client import AsyncComputeClient
 from splitlearn_comm.client.aio_session import AsyncClientSession
 from splitlearn_comm.client.client import GRPCComputeClient
+from splitlearn_comm.client.credentials import ClientTLS
 from splitlearn_comm.client.retry import ExponentialBackoff, FixedDelay, RetryStrategy
 from splitlearn_comm.client.session import ClientSession
 from splitlearn_comm.client.settings import ClientOptions, ClientSettings
@@ -15,6 +16,7 @@ __all__ = [
     "ClientSession",
     "ClientSettings",
     "ClientStatistics",
+    "ClientTLS",
     "ExponentialBackoff",
     "FixedDelay",
     "GRPCComputeClient",

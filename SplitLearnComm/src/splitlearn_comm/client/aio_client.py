@@ -27,7 +27,7 @@ class AsyncComputeClient:
 
     def __init__(self, address: str, **options: Unpack[ClientOptions]) -> None:
         self._settings = ClientSettings(address=address, **options)
-        self._channel = grpc.aio.insecure_channel(address, self._settings.channel_options())
+        self._channel = self._settings.credentials.aio_channel(address, self._settings.channel_options())
         self._compute = self._channel.unary_unary(protocol.COMPUTE, None, None)
         self._get_info = self._channel.unary_unary(protocol.GET_SERVICE_INFO, None, None)
         self._health = self._channel.unary_unary(protocol.HEALTH_CHECK, None, None)
@@ -128,7 +128,9 @@ class AsyncComputeClient:
 
     async def _try(self, method: Any, message: bytes, deadline: Deadline) -> bytes:
         try:
-            reply: bytes = await method(message, timeout=deadline.remaining_s())
+            reply: bytes = await method(
+                message, timeout=deadline.remaining_s(), metadata=self._settings.credentials.metadata()
+            )
         except grpc.RpcError as error:
             raise translate(error, self.address, deadline.timeout_s) from error
         self._statistics.count_sent(len(message))
@@ -136,4 +138,5 @@ class AsyncComputeClient:
         return reply
 
     def _open_stream(self) -> AsyncStream:
-        return AsyncStream(self._session(None), self.address, self._settings.inbox(), self._statistics)
+        call: Any = self._session(None, metadata=self._settings.credentials.metadata())
+        return AsyncStream(call, self.address, self._settings.inbox(), self._statistics)

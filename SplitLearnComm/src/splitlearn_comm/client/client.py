@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import replace
+from functools import partial
 from types import TracebackType
 from typing import Any, Literal, Self, Unpack, overload
 
@@ -36,7 +37,7 @@ class GRPCComputeClient:
 
     def __init__(self, address: str, **options: Unpack[ClientOptions]) -> None:
         self._settings = ClientSettings(address=address, **options)
-        self._channel = grpc.insecure_channel(address, self._settings.channel_options())
+        self._channel = self._settings.credentials.channel(address, self._settings.channel_options())
         self._compute = self._channel.unary_unary(protocol.COMPUTE, None, None)
         self._get_info = self._channel.unary_unary(protocol.GET_SERVICE_INFO, None, None)
         self._health = self._channel.unary_unary(protocol.HEALTH_CHECK, None, None)
@@ -159,7 +160,9 @@ class GRPCComputeClient:
 
     def _try(self, method: grpc.UnaryUnaryMultiCallable[Any, Any], message: bytes, deadline: Deadline) -> bytes:
         try:
-            reply: bytes = method(message, timeout=deadline.remaining_s())
+            reply: bytes = method(
+                message, timeout=deadline.remaining_s(), metadata=self._settings.credentials.metadata()
+            )
         except grpc.RpcError as error:
             raise translate(error, self.address, deadline.timeout_s) from error
         self._statistics.count_sent(len(message))
@@ -167,4 +170,5 @@ class GRPCComputeClient:
         return reply
 
     def _open_stream(self) -> SyncStream:
-        return SyncStream(self._session, self.address, self._settings.inbox(), self._watch, self._statistics)
+        method: Any = partial(self._session, metadata=self._settings.credentials.metadata())
+        return SyncStream(method, self.address, self._settings.inbox(), self._watch, self._statistics)

@@ -6,15 +6,17 @@ from typing import Any
 
 import grpc
 
+from splitlearn_comm.client.credentials import explained
 from splitlearn_comm.errors import (
     CommError,
     DeadlineExceededError,
     MessageTooLargeError,
+    ResourceExhaustedError,
     ServerUnavailableError,
     UnsupportedOperationError,
     error_class,
 )
-from splitlearn_comm.protocol import KIND_METADATA, REQUEST_ID_METADATA, SERVICE
+from splitlearn_comm.protocol import KIND_METADATA, PUSHBACK_METADATA, REQUEST_ID_METADATA, SERVICE
 
 
 def translate(error: grpc.RpcError, address: str, timeout_s: float) -> CommError:
@@ -31,12 +33,18 @@ def translate(error: grpc.RpcError, address: str, timeout_s: float) -> CommError
     metadata: dict[str, str | bytes] = dict(failure.trailing_metadata() or ())
     kind, request_id = str(metadata.get(KIND_METADATA, "")), str(metadata.get(REQUEST_ID_METADATA, ""))
     if kind:
-        return error_class(code, kind)(details, request_id=request_id or None)
+        told = error_class(code, kind)(details, request_id=request_id or None)
+        if isinstance(told, ResourceExhaustedError):
+            told.retry_after_s = _seconds(metadata.get(PUSHBACK_METADATA))
+        return told
     return _without_kind(code, details, address, timeout_s)
 
 
 def gone(address: str, details: str) -> ServerUnavailableError:
     """The error for a server that cannot be reached."""
+    advice = explained(details)
+    if advice is not None:
+        return ServerUnavailableError(f"no connection to the server at {address}: {advice} ({details})")
     if "refused" in details or "failed to connect" in details.lower():
         return ServerUnavailableError(
             f"nothing listens at {address}: {details}; is the server started, and is this it?"
@@ -61,3 +69,8 @@ def _without_kind(code: grpc.StatusCode, details: str, address: str, timeout_s: 
             return UnsupportedOperationError(f"what listens at {address} does not serve {SERVICE}: {details}")
         case _:
             return error_class(code)(f"{code.name} from {address}: {details}")
+
+
+def _seconds(pushback_ms: str | bytes | None) -> float | None:
+    """What a server says about when to ask again; None if that is no number from 0 up."""
+    return int(pushback_ms) / 1000 if isinstance(pushback_ms, str) and pushback_ms.isdigit() else None

@@ -6,6 +6,7 @@ from dataclasses import dataclass, field
 from typing import TypedDict, TypeVar
 
 import splitlearn_comm.protocol as protocol
+from splitlearn_comm.client.credentials import ClientTLS, Credentials
 from splitlearn_comm.client.retry import ExponentialBackoff, RetryStrategy
 from splitlearn_comm.codec import codec_named
 from splitlearn_comm.errors import MessageTooLargeError
@@ -23,6 +24,9 @@ class ClientOptions(TypedDict, total=False):
     max_message_bytes: int
     codec: str | Codecs
     timings: bool
+    tls: ClientTLS | bool
+    token: str | None
+    insecure: bool
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -45,12 +49,25 @@ class ClientSettings:
     timings: bool = False
     """Whether sessions note where the time of each step went (`session.breakdown`)."""
 
+    tls: ClientTLS | bool = False
+    """`ClientTLS`, or True for servers with certificates of a public authority; False for connections in the clear."""
+    token: str | None = field(default=None, repr=False)
+    """Who this client is: the token a server knows it by, sent with each call; None to send none."""
+    insecure: bool = False
+    """Send the token without TLS to other machines too."""
+
     def __post_init__(self) -> None:
         for name in ("timeout_s", "connect_timeout_s", "max_message_bytes"):
             if not getattr(self, name) > 0:
                 raise ValueError(f"{name} must be greater than zero, came {getattr(self, name)}")
         for name in self.codecs.names():
             codec_named(name)
+        self.credentials.check(self.address)
+
+    @property
+    def credentials(self) -> Credentials:
+        """What the client proves itself with, and asks of servers."""
+        return Credentials(tls=self.tls, token=self.token, insecure=self.insecure)
 
     @property
     def codecs(self) -> Codecs:

@@ -13,10 +13,14 @@ import grpc.aio
 from grpc_health.v1 import health, health_pb2, health_pb2_grpc
 
 import splitlearn_comm.protocol as protocol
-from splitlearn_comm.errors import AddressInUseError
 from splitlearn_comm.host import SessionHost
+from splitlearn_comm.server.binding import bind
 from splitlearn_comm.server.calls import CallService
 from splitlearn_comm.server.config import GRPCServerConfig
+from splitlearn_comm.server.security.accounts import Accounts
+from splitlearn_comm.server.security.guard import HEALTH_PREFIX, REFLECTION_PREFIX, Guard
+from splitlearn_comm.server.security.identity import Identity
+from splitlearn_comm.server.security.tokens import TokenBook
 from splitlearn_comm.server.sessions import SessionService
 from splitlearn_comm.server.statistics import ServerStatistics
 from splitlearn_comm.validation import Validator
@@ -49,8 +53,10 @@ class AioServer:
 
         Raises:
             AddressInUseError: If something listens there already. The host is not set up then.
+            OSError: A certificate, key or token file cannot be read.
+            ValueError: What is in one is of no use.
         """
-        self._server = grpc.aio.server(options=self._config.channel_options())
+        self._server = grpc.aio.server(interceptors=[self._guard()], options=self._config.channel_options())
         port = self._bind()
         try:
             await self._start_host()
@@ -90,15 +96,18 @@ class AioServer:
             await self._health.set(name, status)
 
     def _bind(self) -> int:
-        address = joined(self._interface, self._port)
-        try:
-            port = self._server.add_insecure_port(address)
-        except RuntimeError as error:
-            raise AddressInUseError(
-                f"cannot listen on {address}: port {self._port} is in use, or {self._interface!r} is no address of "
-                f"this machine; stop what listens there or choose another (port=0 takes any that is free)",
-            ) from error
-        return port
+        tls = self._config.tls
+        if tls is None:
+            return bind(self._interface, self._port, self._server.add_insecure_port)
+        credentials = tls.credentials()
+        return bind(self._interface, self._port, lambda address: self._server.add_secure_port(address, credentials))
+
+    def _guard(self) -> Guard:
+        config = self._config
+        tokens = None if config.tokens is None else TokenBook(config.tokens)
+        has_certificates = config.tls is not None and config.tls.client_ca is not None
+        open_prefixes = (HEALTH_PREFIX, REFLECTION_PREFIX) if config.open_reflection else (HEALTH_PREFIX,)
+        return Guard(Identity(tokens, has_certificates), Accounts(config.client_limits), open_prefixes)
 
     def _add_services(self) -> None:
         validator = Validator(self._host.get_info(), refuse_nonfinite=self._config.refuse_nonfinite)
@@ -123,8 +132,3 @@ class AioServer:
         }
         named = {path.rsplit("/", 1)[1]: handler for path, handler in methods.items()}
         return grpc.method_handlers_generic_handler(protocol.SERVICE, named)
-
-
-def joined(interface: str, port: int) -> str:
-    """Interface and port as one address; IPv6 addresses need brackets."""
-    return f"[{interface}]:{port}" if ":" in interface else f"{interface}:{port}"

@@ -4,17 +4,16 @@ from __future__ import annotations
 
 from collections.abc import Awaitable
 from dataclasses import replace
-from typing import Any, NoReturn
+from typing import Any
 
 import grpc.aio
 
 from splitlearn_comm.codec import codec_names
-from splitlearn_comm.errors import CommError, MessageTooLargeError
+from splitlearn_comm.errors import MessageTooLargeError
 from splitlearn_comm.framing import calls, service
 from splitlearn_comm.host import SessionHost
-from splitlearn_comm.protocol import KIND_METADATA, REQUEST_ID_METADATA
 from splitlearn_comm.server.config import GRPCServerConfig
-from splitlearn_comm.server.faults import as_comm_error
+from splitlearn_comm.server.faults import abort, as_comm_error
 from splitlearn_comm.server.statistics import ServerStatistics
 from splitlearn_comm.validation import Validator
 
@@ -54,7 +53,7 @@ class CallService:
             return await work
         except Exception as error:
             self._statistics.refusals += 1
-            return await _abort(context, as_comm_error(error, doing))
+            return await abort(context, as_comm_error(error, doing))
 
     async def _compute(self, data: bytes) -> bytes:
         call, expected_fingerprint = calls.decode_call(data)
@@ -73,9 +72,3 @@ class CallService:
         return service.encode_info(
             replace(info, max_message_bytes=self._config.max_message_bytes, codecs=codec_names()[1:])
         )
-
-
-async def _abort(context: Context, error: CommError) -> NoReturn:
-    metadata = ((KIND_METADATA, type(error).__name__), (REQUEST_ID_METADATA, error.request_id or ""))
-    await context.abort(error.code, str(error), metadata)
-    raise AssertionError("abort returned")

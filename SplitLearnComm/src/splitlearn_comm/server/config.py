@@ -1,15 +1,18 @@
-"""Limits of a server."""
+"""Limits of a server, and who may call it."""
 
 from __future__ import annotations
 
-from dataclasses import dataclass, fields
+from dataclasses import dataclass, field, fields
 
 from splitlearn_comm.protocol import KEEPALIVE_TIME_MS, MAX_MESSAGE_BYTES
+from splitlearn_comm.server.security.limits import ClientLimits
+from splitlearn_comm.server.security.tls import ServerTLS
+from splitlearn_comm.server.security.tokens import Tokens
 
 
 @dataclass(frozen=True, kw_only=True)
 class GRPCServerConfig:
-    """Limits of a `GRPCComputeServer`. All are greater than zero."""
+    """Limits of a `GRPCComputeServer`, and who may call it. All numbers are greater than zero."""
 
     max_message_bytes: int = MAX_MESSAGE_BYTES
     """Largest message taken or sent."""
@@ -23,12 +26,28 @@ class GRPCServerConfig:
     """How long calls and steps that are running when the server stops may still take."""
     refuse_nonfinite: bool = True
     """Whether NaN and infinity are refused in floating inputs."""
+    tls: ServerTLS | None = None
+    """Certificate and key, and for mTLS the authority of clients' certificates; None for connections in the clear."""
+    tokens: Tokens | None = field(default=None, repr=False)
+    """Who may call, by the token each client sends: a `TokenFile`, or names with their tokens; None for anybody.
+    `grpc.health.v1` is answered without one."""
+    client_limits: ClientLimits = field(default_factory=ClientLimits)
+    """What one client may have at most."""
+    allow_insecure: bool = False
+    """Listen where other machines can connect, without TLS or without knowing who calls."""
+    open_reflection: bool = False
+    """Answer reflection without a token, where there are tokens."""
 
     def __post_init__(self) -> None:
         for item in fields(self):
             value = getattr(self, item.name)
-            if not isinstance(value, bool) and not value > 0:
+            if isinstance(value, int | float) and not isinstance(value, bool) and not value > 0:
                 raise ValueError(f"{item.name} must be greater than zero, came {value}")
+
+    @property
+    def is_closed_to_strangers(self) -> bool:
+        """Whether nobody can listen in, and everybody has to prove who it is."""
+        return self.tls is not None and (self.tokens is not None or self.tls.client_ca is not None)
 
     def channel_options(self) -> list[tuple[str, int]]:
         """The options of the gRPC server."""

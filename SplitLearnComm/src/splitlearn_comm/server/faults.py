@@ -3,25 +3,50 @@
 from __future__ import annotations
 
 import logging
-import uuid
+import math
+import re
+import traceback
+from typing import Any, NoReturn
 
-from splitlearn_comm.errors import CommError, RemoteInternalError
+import grpc.aio
+
+from splitlearn_comm.errors import CommError, RemoteInternalError, ResourceExhaustedError
+from splitlearn_comm.protocol import KIND_METADATA, PUSHBACK_METADATA, REQUEST_ID_METADATA
+from splitlearn_comm.server.security.caller import current_request_id
 
 logger = logging.getLogger("splitlearn_comm.server")
+# What a tensor, an array or a list of fractions looks like when it is printed.
+_CONTENTS = re.compile(r"(?:tensor|array)\(.*?\)|\[[^\]]*\d\.\d[^\]]*\]+|-?\d+\.\d{3,}(?:e[-+]?\d+)?", re.DOTALL)
 
 
 def as_comm_error(error: Exception, doing: str) -> CommError:
-    """The error a client may see: a refusal as it is, anything else as one fixed sentence; both logged with an id.
+    """The error a client may see: a refusal as it is, anything else as one fixed sentence; both logged with the id of
+    the call.
 
     Args:
         error: What was raised.
         doing: What the server was doing, for the log.
     """
-    request_id = uuid.uuid4().hex[:16]
+    request_id = current_request_id()
     if isinstance(error, CommError):
         error.request_id = request_id
         logger.info("refused %s (request %s): %s: %s", doing, request_id, type(error).__name__, error)
         return error
-    logger.error("failed %s (request %s)", doing, request_id, exc_info=error)
+    logger.error("failed %s (request %s)\n%s", doing, request_id, told_without_contents(error))
     sentence = f"the server failed; its log has the reason under request id {request_id}"
     return RemoteInternalError(sentence, request_id=request_id)
+
+
+def told_without_contents(error: Exception) -> str:
+    """An error with its traceback, less what may be the contents of tensors: those are nobody's business but the
+    client's."""
+    return _CONTENTS.sub("(contents left out)", "".join(traceback.format_exception(error))).rstrip()
+
+
+async def abort(context: grpc.aio.ServicerContext[Any, Any], error: CommError) -> NoReturn:
+    """End a call with an error; its kind, its request id and when to ask again go in the trailing metadata."""
+    metadata = [(KIND_METADATA, type(error).__name__), (REQUEST_ID_METADATA, error.request_id or "")]
+    if isinstance(error, ResourceExhaustedError) and error.retry_after_s is not None:
+        metadata.append((PUSHBACK_METADATA, str(math.ceil(error.retry_after_s * 1000))))
+    await context.abort(error.code, str(error), tuple(metadata))
+    raise AssertionError("abort returned")

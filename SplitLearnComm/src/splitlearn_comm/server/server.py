@@ -9,10 +9,12 @@ from collections.abc import Callable, Iterator
 from types import FrameType, TracebackType
 from typing import Self
 
+from splitlearn_comm.addresses import joined
 from splitlearn_comm.function import ComputeFunction
 from splitlearn_comm.function_host import FunctionHost
 from splitlearn_comm.host import SessionHost
-from splitlearn_comm.server.aio import AioServer, joined
+from splitlearn_comm.server.aio import AioServer
+from splitlearn_comm.server.binding import check_binding
 from splitlearn_comm.server.config import GRPCServerConfig
 from splitlearn_comm.server.faults import logger
 from splitlearn_comm.server.loop import server_loop
@@ -32,8 +34,12 @@ class GRPCComputeServer:
     Args:
         service: What computes.
         port: 0 for any that is free.
-        host: Name or address to listen on; the default takes connections from this machine only.
-        config: Limits.
+        host: Name or address to listen on, or `unix:/path`; the default takes connections from this machine only.
+        config: Limits, and who may call.
+
+    Raises:
+        ValueError: Other machines could connect, and there is no TLS, or nobody is asked who he is; see
+            `GRPCServerConfig.allow_insecure`.
     """
 
     def __init__(
@@ -48,6 +54,7 @@ class GRPCComputeServer:
         self._interface = host
         self._port = port
         self._config = config or GRPCServerConfig()
+        check_binding(host, self._config)
         self._running: AioServer | None = None
         self._last_statistics = ServerStatistics()
         self._stop_asked = threading.Event()
@@ -59,7 +66,7 @@ class GRPCComputeServer:
 
     @property
     def address(self) -> str:
-        """Where clients find the server: `host:port`."""
+        """Where clients find the server: `host:port`, or `unix:/path`."""
         return joined(self._interface, self._port)
 
     @property
@@ -82,6 +89,7 @@ class GRPCComputeServer:
 
         Raises:
             AddressInUseError: The port is in use.
+            OSError, ValueError: A certificate, key or token file cannot be read, or is of no use.
             RuntimeError: The server is running already.
         """
         if self._running is not None:

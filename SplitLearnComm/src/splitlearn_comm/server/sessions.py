@@ -11,14 +11,22 @@ import grpc.aio
 import torch
 
 from splitlearn_comm.codec import codec_named
-from splitlearn_comm.errors import CommError, InvalidRequestError, MessageTooLargeError, UnsupportedOperationError
+from splitlearn_comm.errors import (
+    CommError,
+    InvalidRequestError,
+    MessageTooLargeError,
+    ResourceExhaustedError,
+    UnsupportedOperationError,
+)
 from splitlearn_comm.framing import steps
 from splitlearn_comm.framing.assembly import PLAIN, Packing
 from splitlearn_comm.framing.chunks import CHUNK_BYTES, Outgoing, messages_of
 from splitlearn_comm.host import SessionHost
 from splitlearn_comm.messages import Action, Codecs, Crop, Forward, Reorder, Timings
 from splitlearn_comm.server.config import GRPCServerConfig
-from splitlearn_comm.server.faults import as_comm_error, logger
+from splitlearn_comm.server.faults import abort, as_comm_error, logger
+from splitlearn_comm.server.security.accounts import Meter
+from splitlearn_comm.server.security.caller import CALLER
 from splitlearn_comm.server.statistics import ServerStatistics
 from splitlearn_comm.session import Advance, Effect, Ledger, Mark, Permute, Replay, SessionTable, Trim
 from splitlearn_comm.validation import Validator
@@ -31,6 +39,7 @@ class _Stream:
     """What a stream is attached to, and how it speaks."""
 
     inbox: steps.Inbox
+    meter: Meter
     session_id: str = ""
     attachment: int = 0
     is_busy: bool = False
@@ -38,6 +47,8 @@ class _Stream:
     tells_timings: bool = False
     arrived_s: float = field(default=0.0)
     """When the message that is being answered came."""
+    pause_s: float = 0.0
+    """For how long no message is read: its client has sent too many."""
 
 
 class SessionService:
@@ -71,7 +82,8 @@ class SessionService:
 
     async def serve(self, _: object, context: grpc.aio.ServicerContext[Any, Any]) -> None:
         """The handler of one stream."""
-        stream = _Stream(steps.Inbox(self._config.max_message_bytes))
+        max_bytes = self._config.max_message_bytes
+        stream = _Stream(steps.Inbox(max_bytes), Meter(CALLER.get().account, max_bytes))
         task = asyncio.create_task(self._serve_stream(stream, context))
         self._streams[task] = stream
         task.add_done_callback(self._streams.pop)
@@ -109,10 +121,13 @@ class SessionService:
         except asyncio.CancelledError:
             if not self._is_draining:
                 raise
+        except ResourceExhaustedError as error:
+            await abort(context, as_comm_error(error, f"the stream of session {stream.session_id or '(none)'}"))
         except Exception:
             # Whatever gRPC raises for a connection that broke: the session waits for its client to come back.
             logger.debug("the stream of session %s broke", stream.session_id, exc_info=True)
         finally:
+            stream.meter.release()
             self._table.detach(stream.session_id, stream.attachment, self._clock())
         if self._is_draining:
             await context.abort(grpc.StatusCode.UNAVAILABLE, "the server is stopping")
@@ -120,11 +135,15 @@ class SessionService:
     async def _converse(self, stream: _Stream, context: grpc.aio.ServicerContext[Any, Any]) -> None:
         while not self._is_draining and (data := await context.read()) is not _END:
             stream.is_busy = True
+            stream.meter.receive(len(data))
             reply = await self._answer(stream, data)
             if reply is not None:
                 for message in messages_of(reply):
                     await context.write(message)
             stream.is_busy = False
+            if stream.pause_s:
+                await asyncio.sleep(stream.pause_s)
+                stream.pause_s = 0.0
 
     async def _answer(self, stream: _Stream, data: bytes) -> Outgoing | None:
         stream.arrived_s = time.perf_counter()
@@ -135,9 +154,11 @@ class SessionService:
             if request is None:
                 return None
             step_id, position = request.step_id, request.position
+            stream.meter.admit(self._clock())
             reply = await self._do(stream, request)
         except Exception as error:
             self._statistics.refusals += 1
+            stream.pause_s = stream.meter.settle(self._clock())
             comm_error = as_comm_error(error, f"step {step_id} of session {stream.session_id or '(none)'}")
             reply = steps.encode_refusal(step_id, position, comm_error)
         self._statistics.bytes_sent += len(reply)
@@ -179,6 +200,7 @@ class SessionService:
         return self._table.has(session_id) and self._table.ledger(session_id).step_id == 0
 
     async def _open_new(self, stream: _Stream, session_id: str) -> Ledger:
+        stream.meter.account.open_session(session_id, self._table.has)
         attachment = self._table.open(session_id, self._clock())
         self._opening.add(session_id)
         try:
@@ -194,6 +216,7 @@ class SessionService:
         return self._table.ledger(session_id)
 
     async def _resume(self, stream: _Stream, session_id: str) -> Ledger:
+        stream.meter.account.check_owns(session_id)
         attachment = self._table.resume(session_id, self._clock())
         stream.session_id, stream.attachment = session_id, attachment
         # A step that came over the old stream may still be running, or the host may still make room.
@@ -224,6 +247,7 @@ class SessionService:
             if len(reply) > self._config.max_message_bytes:
                 await self._lose(ledger, len(reply))
             ledger.commit(reply)
+            stream.meter.account.keep_reply(ledger.session_id, len(reply))
         finally:
             ledger.abandon()
             self._wake(stream.session_id)

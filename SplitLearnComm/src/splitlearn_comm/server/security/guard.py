@@ -1,0 +1,119 @@
+"""The door: every call passes here, whatever it calls, and gets a name, an owner and a place in its account."""
+
+from __future__ import annotations
+
+import inspect
+import time
+from collections.abc import Awaitable, Callable
+from typing import Any
+
+import grpc
+import grpc.aio
+
+from splitlearn_comm.errors import AuthenticationError, CommError
+from splitlearn_comm.protocol import REQUEST_ID_METADATA
+from splitlearn_comm.server.faults import abort, logger
+from splitlearn_comm.server.security.accounts import Accounts
+from splitlearn_comm.server.security.caller import CALLER, Caller, request_id_from
+from splitlearn_comm.server.security.identity import Identity
+
+Context = grpc.aio.ServicerContext[Any, Any]
+Behaviour = Callable[[Any, Context], Any]
+
+HEALTH_PREFIX = "/grpc.health.v1.Health/"
+REFLECTION_PREFIX = "/grpc.reflection."
+
+
+class Guard(grpc.aio.ServerInterceptor):  # type: ignore[type-arg]
+    """Asks each call who it is, and refuses it if it may not be or is one too many.
+
+    Args:
+        identity: Tells who a client is.
+        accounts: What each client has.
+        open_prefixes: Methods, by the beginning of their path, that need no token.
+    """
+
+    def __init__(self, identity: Identity, accounts: Accounts, open_prefixes: tuple[str, ...]) -> None:
+        self._identity = identity
+        self._accounts = accounts
+        self._open_prefixes = open_prefixes
+        self._guarded: dict[str, grpc.RpcMethodHandler[Any, Any]] = {}
+
+    async def intercept_service(  # type: ignore[override]
+        self,
+        continuation: Callable[[grpc.HandlerCallDetails], Awaitable[grpc.RpcMethodHandler[Any, Any] | None]],
+        handler_call_details: grpc.HandlerCallDetails,
+    ) -> grpc.RpcMethodHandler[Any, Any] | None:
+        """The handler of a call with this guard before it; None where nothing is served."""
+        method = handler_call_details.method
+        guarded = self._guarded.get(method)
+        if guarded is None:
+            handler = await continuation(handler_call_details)
+            if handler is None:
+                return None
+            guarded = self._guarded[method] = self._before(handler, method.startswith(self._open_prefixes))
+        return guarded
+
+    def _before(self, handler: Any, is_open: bool) -> grpc.RpcMethodHandler[Any, Any]:
+        kind = f"{_word(handler.request_streaming)}_{_word(handler.response_streaming)}"
+        behaviour = _as_coroutine(getattr(handler, kind))
+
+        async def serve(request: Any, context: Context) -> Any:
+            return await self._serve(behaviour, is_open, request, context)
+
+        make: Any = getattr(grpc, f"{kind}_rpc_method_handler")
+        made: grpc.RpcMethodHandler[Any, Any] = make(serve, handler.request_deserializer, handler.response_serializer)
+        return made
+
+    async def _serve(self, behaviour: Behaviour, is_open: bool, request: Any, context: Context) -> Any:
+        metadata = dict(context.invocation_metadata() or ())
+        request_id = request_id_from(metadata.get(REQUEST_ID_METADATA))
+        try:
+            account = self._enter(context, metadata, is_open, request)
+        except CommError as error:
+            error.request_id = request_id
+            logger.info("refused a call from %s (request %s): %s", context.peer(), request_id, error)
+            await abort(context, error)
+        mark = CALLER.set(Caller(account, request_id))
+        try:
+            return await behaviour(request, context)
+        finally:
+            CALLER.reset(mark)
+            account.end_call()
+
+    def _enter(self, context: Context, metadata: dict[str, Any], is_open: bool, request: Any) -> Any:
+        """Begin a call on its client's account.
+
+        Raises:
+            AuthenticationError: Nobody knows who it is.
+            ResourceExhaustedError: It is one too many.
+        """
+        now = time.monotonic()
+        try:
+            name, is_address = self._identity.of(context, metadata, is_open)
+        except AuthenticationError:
+            # Whoever tries tokens pays for it with his address.
+            self._accounts.of(*self._identity.address_of(context), now).admit(0, now)
+            raise
+        account = self._accounts.of(name, is_address, now)
+        # A stream is counted message by message.
+        if isinstance(request, bytes):
+            account.admit(len(request), now)
+        account.begin_call()
+        return account
+
+
+def _word(is_stream: bool) -> str:
+    return "stream" if is_stream else "unary"
+
+
+def _as_coroutine(behaviour: Behaviour) -> Behaviour:
+    """A handler that writes its answers where gRPC's own would yield them; others are left as they are."""
+    if not inspect.isasyncgenfunction(behaviour):
+        return behaviour
+
+    async def write_all(request: Any, context: Context) -> None:
+        async for message in behaviour(request, context):
+            await context.write(message)
+
+    return write_all
