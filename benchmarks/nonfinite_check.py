@@ -12,8 +12,7 @@ from multiprocessing.connection import Connection
 import torch
 
 from benchmarks.pairs import interleaved, ratio_of
-from benchmarks.round_trip import process
-from benchmarks.servers import same_threads_everywhere
+from benchmarks.processes import one_torch_thread, process
 from splitlearn_comm import GRPCComputeClient, GRPCComputeServer
 from splitlearn_comm.server import GRPCServerConfig
 from splitlearn_comm.testing import Identity
@@ -41,7 +40,7 @@ def median_s(client: GRPCComputeClient, tensor: torch.Tensor) -> float:
 
 def main(num_pairs: int) -> None:
     """Print the table."""
-    same_threads_everywhere()
+    one_torch_thread()
     print("compute() with the check for NaN and Inf / without it")
     with (
         process(partial(serve, refuse_nonfinite=True)) as with_check,

@@ -1,147 +1,83 @@
-"""A round trip of a (1, 10, 768) float32 identity on a session stream against a raw gRPC echo of as many bytes.
+"""A round trip of an identity on a session stream against a raw gRPC echo of as many bytes, from 3 KB to 16 MB.
 
-Synchronous client against synchronous client, asyncio against asyncio; both servers are grpc.aio servers, each in a
-process of its own; the identity runs inline. Back to back, one torch thread a process, p50 of each batch.
+Synchronous client against synchronous client, asyncio against asyncio; all servers are grpc.aio servers, each in a
+process of its own. The identity runs inline, and again on the worker thread that other functions have: what the
+hand-off costs. Back to back, one torch thread a process, p50 of each batch.
 """
 
 import argparse
-import asyncio
-import multiprocessing
 import statistics
-import time
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
-from multiprocessing.connection import Connection
-from typing import Any
+from collections.abc import Callable
+from dataclasses import dataclass
+from functools import partial
 
-import grpc
 import torch
 
-from benchmarks.pairs import Ratio, interleaved, ratio_of
-from benchmarks.servers import same_threads_everywhere
-from splitlearn_comm import AsyncComputeClient, GRPCComputeClient, GRPCComputeServer
+from benchmarks.marks import Mark, at_most
+from benchmarks.pairs import interleaved, ratio_of
+from benchmarks.processes import one_torch_thread, process, serve_function
+from benchmarks.raw import serve_echo
+from benchmarks.trips import Batch, Opener, clients
 from splitlearn_comm.testing import Identity
 
-SHAPE = (1, 10, 768)
-RAW_METHOD = "/raw.Echo/Stream"
-TRIPS = 300
+
+@dataclass(frozen=True, kw_only=True)
+class Size:
+    """A tensor to send."""
+
+    name: str
+    shape: tuple[int, ...]
+    num_trips: int
+    """Round trips of a batch: a few hundredths to some tenths of a second."""
+    mark: Mark
 
 
-def serve_ours(ready: Connection) -> None:
-    """Serve the identity until the process is ended."""
-    torch.set_num_threads(1)
-    server = GRPCComputeServer(Identity(), port=0)
-    server.start(on_ready=lambda: ready.send(server.address))
+SIZES = (
+    Size(name="3 KB", shape=(1, 1, 768), num_trips=300, mark=at_most(1.35)),
+    Size(name="30 KB", shape=(1, 10, 768), num_trips=300, mark=at_most(1.35)),
+    Size(name="1 MB", shape=(1, 256, 1024), num_trips=60, mark=at_most(1.2)),
+    Size(name="16 MB", shape=(1, 4096, 1024), num_trips=8, mark=at_most(1.2)),
+)
 
 
-def serve_raw(ready: Connection) -> None:
-    """Echo bytes over a stream, with nothing of ours in the way."""
+class OnWorkerThread(Identity):
+    """The identity, on the thread that functions have unless they are cheap."""
 
-    async def echo(_: object, context: Any) -> None:
-        while (data := await context.read()) is not grpc.aio.EOF:  # type: ignore[attr-defined]
-            await context.write(data)
-
-    async def main() -> None:
-        server = grpc.aio.server()
-        handlers = {"Stream": grpc.stream_stream_rpc_method_handler(echo)}
-        server.add_generic_rpc_handlers((grpc.method_handlers_generic_handler("raw.Echo", handlers),))
-        port = server.add_insecure_port("127.0.0.1:0")
-        await server.start()
-        ready.send(f"127.0.0.1:{port}")
-        await server.wait_for_termination()
-
-    asyncio.run(main())
+    inline = False
 
 
-@contextmanager
-def process(target: Callable[[Connection], None]) -> Iterator[str]:
-    """Run a server in a process of its own; yields its address."""
-    context = multiprocessing.get_context("spawn")  # never fork once gRPC has started
-    ours, theirs = context.Pipe()
-    child = context.Process(target=target, args=(theirs,), daemon=True)
-    child.start()
-    try:
-        yield ours.recv()
-    finally:
-        child.terminate()
-        child.join()
+def p50_of(batch: Batch, num_trips: int) -> Callable[[], float]:
+    """Return what measures a batch: the p50 of its round trips in seconds."""
+    return lambda: statistics.median(batch(num_trips))
 
 
-def median_of_trips(trip: Callable[[], object]) -> float:
-    """Return the p50 of one batch of round trips in seconds."""
-    times = []
-    for _ in range(TRIPS):
-        started = time.perf_counter()
-        trip()
-        times.append(time.perf_counter() - started)
-    return statistics.median(times)
-
-
-def synchronous(ours: str, raw: str, num_pairs: int) -> Ratio:
-    """Compare the synchronous clients."""
-    from queue import SimpleQueue
-
-    tensor = torch.randn(SHAPE)
-    payload = tensor.numpy().tobytes()
-    outbox: SimpleQueue[bytes] = SimpleQueue()
-    with grpc.insecure_channel(raw) as channel, GRPCComputeClient(ours) as client, client.session() as session:
-        replies: Any = channel.stream_stream(RAW_METHOD, None, None)(iter(outbox.get, b""))
-
-        def raw_trip() -> None:
-            outbox.put(payload)
-            assert len(next(replies)) == len(payload)
-
-        measured = interleaved(
-            lambda: median_of_trips(lambda: session.step(tensor)), lambda: median_of_trips(raw_trip), num_pairs
-        )
-        replies.cancel()
-    return told(*measured)
-
-
-async def asynchronous(ours: str, raw: str, num_pairs: int) -> Ratio:
-    """Compare the asyncio clients."""
-    tensor = torch.randn(SHAPE)
-    payload = tensor.numpy().tobytes()
-
-    async def median(trip: Callable[[], Any]) -> float:
-        times = []
-        for _ in range(TRIPS):
-            started = time.perf_counter()
-            await trip()
-            times.append(time.perf_counter() - started)
-        return statistics.median(times)
-
-    async with grpc.aio.insecure_channel(raw) as channel, AsyncComputeClient(ours) as client:
-        call: Any = channel.stream_stream(RAW_METHOD, None, None)()
-        async with client.session() as session:
-
-            async def raw_trip() -> None:
-                await call.write(payload)
-                assert len(await call.read()) == len(payload)
-
-            measured: tuple[list[float], list[float]] = ([], [])
-            for pair in range(num_pairs + 1):
-                ours_s, raw_s = await median(lambda: session.step(tensor)), await median(raw_trip)
-                if pair:  # the first is the warm-up
-                    measured[0].append(ours_s)
-                    measured[1].append(raw_s)
-        call.cancel()
-    return told(*measured)
-
-
-def told(ours_s: list[float], raw_s: list[float]) -> Ratio:
-    """Print the medians in milliseconds; return the ratio."""
-    print(f"    {1000 * statistics.median(ours_s):.3f} ms against {1000 * statistics.median(raw_s):.3f} ms raw")
-    return ratio_of(ours_s, raw_s)
+def compare(name: str, connect: Opener, ours: str, raw: str, size: Size, mark: Mark | None, num_pairs: int) -> None:
+    """Print one line."""
+    tensor = torch.randn(size.shape, generator=torch.Generator().manual_seed(0))
+    with connect(ours, raw, tensor) as (our, echo):
+        ours_s, raw_s = interleaved(p50_of(our, size.num_trips), p50_of(echo, size.num_trips), num_pairs)
+    ratio = ratio_of(ours_s, raw_s)
+    print(
+        f"  {size.name:5} {name}: {mark.on(ratio) if mark else ratio}; "
+        f"{1000 * statistics.median(ours_s):.3f} ms, raw {1000 * statistics.median(raw_s):.3f}",
+        flush=True,
+    )
 
 
 def main(num_pairs: int) -> None:
     """Print the table."""
-    same_threads_everywhere()
-    print(f"session round trip / raw gRPC echo stream, {SHAPE} float32 (mark: at most 1.5)")
-    with process(serve_ours) as ours, process(serve_raw) as raw:
-        print(f"  synchronous clients: {synchronous(ours, raw, num_pairs)}")
-        print(f"  asyncio clients: {asyncio.run(asynchronous(ours, raw, num_pairs))}")
+    one_torch_thread()
+    print("session round trip / raw gRPC echo stream, identity of float32, p50")
+    with (
+        process(partial(serve_function, function=Identity())) as inline,
+        process(partial(serve_function, function=OnWorkerThread())) as on_worker,
+        process(serve_echo) as raw,
+        clients() as kinds,
+    ):
+        for kind, connect in kinds.items():
+            for size in SIZES:
+                compare(f"{kind}, inline", connect, inline, raw, size, size.mark, num_pairs)
+                compare(f"{kind}, worker thread", connect, on_worker, raw, size, None, num_pairs)
 
 
 if __name__ == "__main__":
