@@ -1,0 +1,494 @@
+"""Strangers at the door: each is refused and told what to do, and a good client beside them notices nothing."""
+
+import asyncio
+import contextlib
+import logging
+import os
+import shutil
+import threading
+from collections.abc import Iterator
+from pathlib import Path
+
+import grpc
+import pytest
+import torch
+from grpc_health.v1 import health_pb2, health_pb2_grpc
+from grpc_reflection.v1alpha import reflection_pb2, reflection_pb2_grpc
+
+from splitlearn_comm import (
+    AsyncComputeClient,
+    AuthenticationError,
+    CommError,
+    ComputeFunction,
+    GRPCComputeClient,
+    GRPCComputeServer,
+    GRPCServerConfig,
+    RemoteInternalError,
+    ResourceExhaustedError,
+    ServerUnavailableError,
+    SessionNotFoundError,
+)
+from splitlearn_comm.client import ClientTLS, FixedDelay
+from splitlearn_comm.framing import steps
+from splitlearn_comm.protocol import COMPUTE, GET_SERVICE_INFO, REQUEST_ID_METADATA, SESSION
+from splitlearn_comm.server import ClientLimits, ServerTLS, TokenFile
+from splitlearn_comm.testing import Identity, RunningSumHost, eventually
+from tests.support.certificates import DAY, Authority
+
+ALICE, BOB = "a-secret-of-alice-0001", "a-secret-of-bob-000002"
+TOKENS = {"alice": ALICE, "bob": BOB}
+ONCE = FixedDelay(0, max_attempts=1)
+
+
+class Steady:
+    """A good client that makes steps in a thread for as long as the `with` block lasts, and checks each answer."""
+
+    def __init__(self, client: GRPCComputeClient) -> None:
+        self._client = client
+        self._is_over = threading.Event()
+        self._thread = threading.Thread(target=self._run)
+        self.num_steps = 0
+        self.error: BaseException | None = None
+
+    def _run(self) -> None:
+        generator, total = torch.Generator().manual_seed(1), torch.zeros(1, 1, 4)
+        try:
+            while not self._is_over.is_set():
+                with self._client.session() as session:
+                    total = torch.zeros(1, 1, 4)
+                    for _ in range(30):
+                        hidden = torch.randn(1, 1, 4, generator=generator)
+                        total = total + hidden
+                        torch.testing.assert_close(session.step(hidden), total)
+                        self.num_steps += 1
+        except BaseException as error:
+            self.error = error
+
+    def __enter__(self) -> "Steady":
+        self._thread.start()
+        eventually(lambda: self.num_steps > 3 or self.error is not None)
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        before = self.num_steps
+        eventually(lambda: self.num_steps > before + 3 or self.error is not None)
+        self._is_over.set()
+        self._thread.join()
+        if self.error is not None:
+            raise self.error
+
+
+@pytest.fixture(scope="module")
+def authority(tmp_path_factory: pytest.TempPathFactory) -> Authority:
+    return Authority(tmp_path_factory.mktemp("authority"))
+
+
+@pytest.fixture(scope="module")
+def stranger(tmp_path_factory: pytest.TempPathFactory) -> Authority:
+    return Authority(tmp_path_factory.mktemp("stranger"), "stranger")
+
+
+def server_tls(authority: Authority, client_ca: Path | None = None) -> ServerTLS:
+    certificate, key = authority.issue("server")
+    return ServerTLS(certificate=certificate, key=key, client_ca=client_ca)
+
+
+@pytest.fixture
+def tls_server(authority: Authority) -> Iterator[GRPCComputeServer]:
+    config = GRPCServerConfig(tls=server_tls(authority), tokens=TOKENS)
+    with GRPCComputeServer(RunningSumHost(), port=0, config=config) as server:
+        yield server
+
+
+@pytest.fixture
+def steady(tls_server: GRPCComputeServer, authority: Authority) -> Iterator[Steady]:
+    tls = ClientTLS(ca=authority.certificate)
+    with GRPCComputeClient(tls_server.address, token=BOB, tls=tls) as client, Steady(client) as steady:
+        yield steady
+
+
+def refused(address: str, **options: object) -> CommError:
+    """What both kinds of client raise, for a call and for a session."""
+    errors: list[CommError] = []
+
+    async def ask_asyncio() -> None:
+        async with AsyncComputeClient(address, retry=ONCE, **options) as client:  # type: ignore[arg-type]
+            with pytest.raises(CommError) as failed:
+                await client.session().open()
+            errors.append(failed.value)
+
+    with GRPCComputeClient(address, retry=ONCE, **options) as client:  # type: ignore[arg-type]
+        for ask in (client.get_info, client.session, lambda: client.compute(torch.ones(1, 1, 4))):
+            with pytest.raises(CommError) as failed:
+                ask()
+            errors.append(failed.value)
+    asyncio.run(ask_asyncio())
+    assert len({type(error) for error in errors}) == 1
+    return errors[0]
+
+
+@pytest.mark.usefixtures("steady")
+class TestOverTLS:
+    def test_the_right_token_over_the_right_certificate(
+        self, tls_server: GRPCComputeServer, authority: Authority
+    ) -> None:
+        tls = ClientTLS(ca=authority.certificate)
+        with GRPCComputeClient(tls_server.address, token=ALICE, tls=tls) as client, client.session() as session:
+            assert torch.equal(session.step(torch.ones(1, 1, 4)), torch.ones(1, 1, 4))
+
+    @pytest.mark.parametrize("token", [None, "a-secret-of-nobody", ALICE[:-1]])
+    def test_a_wrong_or_missing_token(
+        self, tls_server: GRPCComputeServer, authority: Authority, token: str | None, caplog: pytest.LogCaptureFixture
+    ) -> None:
+        with caplog.at_level(logging.DEBUG, "splitlearn_comm"):
+            error = refused(tls_server.address, token=token, tls=ClientTLS(ca=authority.certificate))
+        assert isinstance(error, AuthenticationError)
+        assert isinstance(error, PermissionError)
+        assert str(error).startswith("no valid token came with this call: give the client the token")
+        assert error.request_id is not None
+        assert error.request_id in caplog.text
+        assert ALICE[:-1] not in caplog.text
+        assert "nobody" not in caplog.text
+
+    def test_a_certificate_of_another_authority(self, tls_server: GRPCComputeServer, stranger: Authority) -> None:
+        error = refused(tls_server.address, token=ALICE, tls=ClientTLS(ca=stranger.certificate))
+        assert isinstance(error, ServerUnavailableError)
+        assert "an authority not trusted here: give that with tls=ClientTLS(ca=...)" in str(error)
+
+    def test_authorities_of_the_system(self, tls_server: GRPCComputeServer) -> None:
+        assert "not trusted here" in str(refused(tls_server.address, token=ALICE, tls=True))
+
+    def test_a_certificate_for_another_name(self, tls_server: GRPCComputeServer, authority: Authority) -> None:
+        tls = ClientTLS(ca=authority.certificate, server_name="elsewhere")
+        assert "ClientTLS(server_name=...)" in str(refused(tls_server.address, token=ALICE, tls=tls))
+
+    def test_plaintext_to_a_tls_port(self, tls_server: GRPCComputeServer) -> None:
+        error = refused(tls_server.address, token=ALICE)
+        assert isinstance(error, ServerUnavailableError)
+        assert "it may want TLS (tls=True or tls=ClientTLS(ca=...))" in str(error)
+
+
+def test_tls_to_a_plaintext_port(sum_server: GRPCComputeServer, authority: Authority) -> None:
+    with GRPCComputeClient(sum_server.address) as client, Steady(client):
+        error = refused(sum_server.address, tls=ClientTLS(ca=authority.certificate))
+        assert isinstance(error, ServerUnavailableError)
+        assert "it speaks no TLS: leave tls out" in str(error)
+
+
+def test_an_expired_certificate_of_the_server(authority: Authority) -> None:
+    certificate, key = authority.issue("expired", ends_in=-DAY)
+    config = GRPCServerConfig(tls=ServerTLS(certificate=certificate, key=key))
+    with GRPCComputeServer(RunningSumHost(), port=0, config=config) as server:
+        error = refused(server.address, tls=ClientTLS(ca=authority.certificate))
+    assert isinstance(error, ServerUnavailableError)
+    assert "its certificate has expired: whoever runs it has to renew it" in str(error)
+
+
+class TestMutualTLS:
+    @pytest.fixture
+    def server(self, authority: Authority) -> Iterator[GRPCComputeServer]:
+        config = GRPCServerConfig(
+            tls=server_tls(authority, client_ca=authority.certificate), client_limits=ClientLimits(max_sessions=2)
+        )
+        with GRPCComputeServer(RunningSumHost(), port=0, config=config) as server:
+            yield server
+
+    def client(self, server: GRPCComputeServer, authority: Authority, name: str) -> GRPCComputeClient:
+        certificate, key = authority.issue(name)
+        tls = ClientTLS(ca=authority.certificate, certificate=certificate, key=key)
+        return GRPCComputeClient(server.address, tls=tls)
+
+    @pytest.mark.parametrize("whose", ["none", "stranger", "expired"])
+    def test_who_shows_no_good_certificate_is_not_let_in(
+        self, server: GRPCComputeServer, authority: Authority, stranger: Authority, whose: str
+    ) -> None:
+        tls = ClientTLS(ca=authority.certificate)
+        if whose != "none":
+            issuer, ends_in = (stranger, DAY) if whose == "stranger" else (authority, -DAY)
+            certificate, key = issuer.issue("mallory", ends_in=ends_in)
+            tls = ClientTLS(ca=authority.certificate, certificate=certificate, key=key)
+        with self.client(server, authority, "alice") as good, Steady(good):
+            error = refused(server.address, tls=tls)
+        assert isinstance(error, ServerUnavailableError)
+
+    def test_a_certificate_is_a_clients_name(self, server: GRPCComputeServer, authority: Authority) -> None:
+        with (
+            self.client(server, authority, "alice") as alice,
+            self.client(server, authority, "bob") as bob,
+            alice.session(),
+            alice.session(),
+            bob.session(),
+        ):
+            with pytest.raises(ResourceExhaustedError, match="client certificate:alice has 2 sessions open"):
+                alice.session()
+            bob.session().close()
+
+
+def renew(paths: tuple[Path, Path], fresh: tuple[Path, Path]) -> None:
+    for path, new in zip(paths, fresh, strict=True):
+        shutil.copy(new, path)
+        os.utime(path, ns=(0, path.stat().st_mtime_ns + 1_000_000_000))
+
+
+def test_certificates_are_renewed_and_no_stream_is_dropped(
+    authority: Authority, stranger: Authority, caplog: pytest.LogCaptureFixture
+) -> None:
+    paths = authority.issue("renewed")
+    config = GRPCServerConfig(tls=ServerTLS(certificate=paths[0], key=paths[1]))
+
+    def connects(trusted: Authority) -> bool:
+        tls = ClientTLS(ca=trusted.certificate)
+        with contextlib.suppress(ServerUnavailableError), GRPCComputeClient(server.address, tls=tls, retry=ONCE) as new:
+            return new.health()
+        return False
+
+    with (
+        GRPCComputeServer(RunningSumHost(), port=0, config=config) as server,
+        GRPCComputeClient(server.address, tls=ClientTLS(ca=authority.certificate), retry=ONCE) as old,
+        old.session() as session,
+    ):
+        session.step(torch.ones(1, 1, 4))
+        renew(paths, stranger.issue("renewed"))
+        assert connects(stranger)
+        assert not connects(authority)
+        paths[1].write_text("no key")
+        with caplog.at_level(logging.ERROR):
+            assert connects(stranger)
+        assert "what was there before still counts" in caplog.text
+        assert torch.equal(session.step(torch.ones(1, 1, 4)), torch.full((1, 1, 4), 2.0))
+
+
+@pytest.mark.parametrize("broken", ["key of another", "no certificate", "missing"])
+def test_a_certificate_that_cannot_be_used_is_told_before_the_service_is_set_up(
+    authority: Authority, tmp_path: Path, broken: str
+) -> None:
+    certificate, key = authority.issue("good")
+    other = authority.issue("other")[1]
+    if broken == "no certificate":
+        certificate = tmp_path / "empty"
+        certificate.write_text("nothing")
+    paths = {"certificate": certificate, "key": other if broken == "key of another" else key}
+    if broken == "missing":
+        paths["key"] = tmp_path / "none"
+    server = GRPCComputeServer(Identity(), port=0, config=GRPCServerConfig(tls=ServerTLS(**paths)))
+    with pytest.raises(FileNotFoundError if broken == "missing" else ValueError, match=r"none|the key being the"):
+        server.start(block=False)
+    assert not server.is_running
+
+
+class TestTokens:
+    @pytest.fixture
+    def server(self) -> Iterator[GRPCComputeServer]:
+        with GRPCComputeServer(RunningSumHost(), port=0, config=GRPCServerConfig(tokens=TOKENS)) as server:
+            yield server
+
+    def test_health_is_told_to_everybody_and_nothing_else(self, server: GRPCComputeServer) -> None:
+        with grpc.insecure_channel(server.address) as channel:
+            health = health_pb2_grpc.HealthStub(channel)
+            assert health.Check(health_pb2.HealthCheckRequest()).status == health_pb2.HealthCheckResponse.SERVING
+            watched = next(iter(health.Watch(health_pb2.HealthCheckRequest())))
+            assert watched.status == health_pb2.HealthCheckResponse.SERVING
+            for path in (COMPUTE, GET_SERVICE_INFO):
+                with pytest.raises(grpc.RpcError) as failed:
+                    channel.unary_unary(path)(b"")
+                assert failed.value.code() is grpc.StatusCode.UNAUTHENTICATED
+            with pytest.raises(grpc.RpcError) as failed:
+                next(channel.stream_stream(SESSION)(iter([b""])))
+            assert failed.value.code() is grpc.StatusCode.UNAUTHENTICATED
+
+    @pytest.mark.parametrize("is_open", [False, True])
+    def test_reflection_wants_a_token_unless_told_otherwise(self, is_open: bool) -> None:
+        config = GRPCServerConfig(tokens=TOKENS, open_reflection=is_open)
+        with (
+            GRPCComputeServer(RunningSumHost(), port=0, config=config) as server,
+            grpc.insecure_channel(server.address) as channel,
+        ):
+            stub = reflection_pb2_grpc.ServerReflectionStub(channel)
+
+            def services(metadata: tuple[tuple[str, str], ...] = ()) -> int:
+                asked = iter([reflection_pb2.ServerReflectionRequest(list_services="")])
+                return len(next(stub.ServerReflectionInfo(asked, metadata=metadata)).list_services_response.service)
+
+            assert services((("authorization", f"bearer {ALICE}"),)) == 3
+            if is_open:
+                assert services() == 3
+            else:
+                with pytest.raises(grpc.RpcError, match="no valid token"):
+                    services()
+
+    def test_a_client_cannot_take_anothers_session(self, server: GRPCComputeServer) -> None:
+        with (
+            GRPCComputeClient(server.address, token=ALICE) as alice,
+            grpc.insecure_channel(server.address) as channel,
+            alice.session() as session,
+        ):
+            session.step(torch.ones(1, 1, 4))
+            taken = steps.encode_open(steps.Open(session.session_id, resume=True))
+            metadata = (("authorization", f"Bearer {BOB}"),)
+            answer = steps.Inbox(1 << 20).answer(next(channel.stream_stream(SESSION)(iter([taken]), metadata=metadata)))
+            assert answer is not None
+            assert isinstance(answer.error, SessionNotFoundError)
+            assert torch.equal(session.step(torch.ones(1, 1, 4)), torch.full((1, 1, 4), 2.0))
+
+    def test_tokens_are_renewed_while_streams_go_on(self, tmp_path: Path) -> None:
+        path = tmp_path / "tokens"
+        path.write_text(f"alice:{ALICE}\n")
+        config = GRPCServerConfig(tokens=TokenFile(path))
+        with (
+            GRPCComputeServer(RunningSumHost(), port=0, config=config) as server,
+            GRPCComputeClient(server.address, token=ALICE) as alice,
+            GRPCComputeClient(server.address, token=BOB) as bob,
+            alice.session() as session,
+        ):
+            path.write_text(f"# renewed\nbob:{BOB}\n")
+            os.utime(path, ns=(0, path.stat().st_mtime_ns + 1_000_000_000))
+            assert bob.health()
+            with pytest.raises(AuthenticationError):
+                alice.session()
+            session.step(torch.ones(1, 1, 4))
+
+
+class TestLimits:
+    def test_a_client_above_its_rate_is_refused_and_another_is_not_slowed(self) -> None:
+        config = GRPCServerConfig(tokens=TOKENS, client_limits=ClientLimits(requests_per_s=200))
+        with (
+            GRPCComputeServer(RunningSumHost(), port=0, config=config) as server,
+            GRPCComputeClient(server.address, token=ALICE) as alice,
+            GRPCComputeClient(server.address, token=BOB) as bob,
+            bob.session() as good,
+            alice.session() as wild,
+        ):
+            refusals = [error for _ in range(400) if (error := self._try_step(wild)) is not None]
+            assert refusals
+            assert isinstance(refusals[0], ResourceExhaustedError)
+            assert refusals[0].retry_after_s
+            assert "client alice sends more requests than 200 a second" in str(refusals[0])
+            for number in range(20):
+                assert torch.equal(good.step(torch.ones(1, 1, 4)), torch.full((1, 1, 4), number + 1.0))
+            eventually(lambda: self._try_step(wild) is None)
+
+    def _try_step(self, session: object) -> CommError | None:
+        try:
+            session.start_recording()  # type: ignore[attr-defined]
+        except CommError as error:
+            return error
+        return None
+
+    def test_a_call_over_the_limit_says_when_to_come_back(self) -> None:
+        config = GRPCServerConfig(client_limits=ClientLimits(bytes_per_s=1e4))
+        with (
+            GRPCComputeServer(Identity(), port=0, config=config) as server,
+            GRPCComputeClient(server.address) as client,
+        ):
+            client.compute(torch.ones(10_000))
+            with pytest.raises(ResourceExhaustedError, match="more bytes than 10000 a second") as refused:
+                client.compute(torch.ones(1))
+            assert refused.value.retry_after_s is not None
+            assert 2.0 < refused.value.retry_after_s < 3.1
+
+    def test_calls_in_flight(self) -> None:
+        config = GRPCServerConfig(tokens=TOKENS, client_limits=ClientLimits(max_calls=2))
+        with (
+            GRPCComputeServer(RunningSumHost(), port=0, config=config) as server,
+            GRPCComputeClient(server.address, token=ALICE) as alice,
+            GRPCComputeClient(server.address, token=BOB) as bob,
+            alice.session(),
+        ):
+            second = alice.session()
+            with pytest.raises(ResourceExhaustedError, match="client alice has 2 calls in flight"):
+                alice.compute(torch.ones(1, 1, 4))
+            bob.compute(torch.ones(1, 1, 4))
+            second.close()
+            eventually(lambda: self._computes(alice))
+
+    def _computes(self, client: GRPCComputeClient) -> bool:
+        try:
+            client.compute(torch.ones(1, 1, 4))
+        except ResourceExhaustedError:
+            return False
+        return True
+
+    def test_sessions(self) -> None:
+        config = GRPCServerConfig(tokens=TOKENS, client_limits=ClientLimits(max_sessions=1))
+        with (
+            GRPCComputeServer(RunningSumHost(), port=0, config=config) as server,
+            GRPCComputeClient(server.address, token=ALICE) as alice,
+            GRPCComputeClient(server.address, token=BOB) as bob,
+            bob.session(),
+        ):
+            with alice.session(), pytest.raises(ResourceExhaustedError, match="client alice has 1 sessions open"):
+                alice.session()
+            alice.session().close()
+
+    def test_who_tries_tokens_pays_with_his_address(self) -> None:
+        config = GRPCServerConfig(tokens=TOKENS, client_limits=ClientLimits(requests_per_s=10))
+        with (
+            GRPCComputeServer(RunningSumHost(), port=0, config=config) as server,
+            GRPCComputeClient(server.address, token=BOB) as bob,
+            GRPCComputeClient(server.address, token="a-secret-of-nobody") as nobody,
+        ):
+            kinds = set()
+            for _ in range(30):
+                with pytest.raises((AuthenticationError, ResourceExhaustedError)) as refused:
+                    nobody.health()
+                kinds.add(type(refused.value))
+            assert kinds == {AuthenticationError, ResourceExhaustedError}
+            assert bob.health()
+
+
+class TestRequestIds:
+    def test_the_clients_id_is_in_the_log_and_in_the_error(self, caplog: pytest.LogCaptureFixture) -> None:
+        with (
+            GRPCComputeServer(RunningSumHost(), port=0) as server,
+            grpc.insecure_channel(server.address) as channel,
+            caplog.at_level(logging.INFO, "splitlearn_comm"),
+        ):
+            metadata = ((REQUEST_ID_METADATA, "mine-1"),)
+            with pytest.raises(grpc.RpcError) as failed:
+                channel.unary_unary(COMPUTE)(b"\xff", metadata=metadata)
+            assert dict(failed.value.trailing_metadata())[REQUEST_ID_METADATA] == "mine-1"
+            answer = steps.Inbox(1 << 20).answer(
+                next(channel.stream_stream(SESSION)(iter([b"\xff"]), metadata=metadata))
+            )
+        assert answer is not None
+        assert answer.error is not None
+        assert answer.error.request_id == "mine-1"
+        assert caplog.text.count("mine-1") == 2
+
+    @pytest.mark.parametrize("sent", ["", "two words", "x" * 65, "a=b"])
+    def test_an_id_that_does_not_belong_in_a_log_is_replaced(self, sent: str) -> None:
+        with (
+            GRPCComputeServer(RunningSumHost(), port=0) as server,
+            grpc.insecure_channel(server.address) as channel,
+            pytest.raises(grpc.RpcError) as failed,
+        ):
+            channel.unary_unary(COMPUTE)(b"\xff", metadata=((REQUEST_ID_METADATA, sent),))
+        made = dict(failed.value.trailing_metadata())[REQUEST_ID_METADATA]
+        assert made != sent
+        assert len(made) == 16
+
+
+class Telling(ComputeFunction):
+    def compute(self, tensor: torch.Tensor) -> torch.Tensor:
+        if tensor.sum() < 0:
+            raise ValueError(f"cannot do {tensor} which is {tensor.tolist()} and {tensor.max().item()}")
+        return tensor
+
+
+def test_the_log_of_a_run_holds_nothing_of_what_was_sent(caplog: pytest.LogCaptureFixture) -> None:
+    numbers = torch.tensor([[[0.7183, -3.1416, 0.5772, -1.6180]]])
+    with (
+        caplog.at_level(logging.DEBUG),
+        GRPCComputeServer(Telling(), port=0) as server,
+        GRPCComputeClient(server.address) as client,
+    ):
+        with client.session() as session:
+            for hidden in (-numbers, numbers.repeat(1, 3, 1)):
+                with contextlib.suppress(RemoteInternalError):
+                    session.step(hidden)
+        for tensor in (-numbers, numbers, numbers / 0):
+            with contextlib.suppress(CommError):
+                client.compute(tensor)
+    assert "ValueError: cannot do" in caplog.text
+    for number in numbers.flatten().tolist():
+        assert f"{abs(number):.3f}"[:-1] not in caplog.text
