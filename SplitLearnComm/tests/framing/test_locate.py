@@ -5,7 +5,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from splitlearn_comm._proto.splitlearn.v1 import compute_pb2 as pb
-from splitlearn_comm.framing.locate import locate
+from splitlearn_comm.framing.locate import MAX_FIELDS, locate, only_field
 
 PATH = (
     pb.SessionRequest.FORWARD_FIELD_NUMBER,
@@ -79,3 +79,10 @@ def test_a_field_that_comes_twice_is_left_to_protobuf(repeats: int) -> None:
     buffer = pb.TensorData(data=b"abc").SerializeToString() * repeats
     assert locate(buffer, (1,)) is None
     assert locate(pb.TensorData(data=b"abc").SerializeToString(), (1,)) is not None
+
+
+def test_a_message_of_very_many_fields_is_left_to_protobuf() -> None:
+    few, many = b"\x78\x00" * (MAX_FIELDS - 1), b"\x78\x00" * MAX_FIELDS
+    assert only_field(few + b"\x0a\x01x", 1, 0, len(few) + 3) is not None
+    assert only_field(many + b"\x0a\x01x", 1, 0, len(many) + 3) is None
+    assert only_field(b"\x0a\x01x" + many, 1, 0, len(many) + 3) is None

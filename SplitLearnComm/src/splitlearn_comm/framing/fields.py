@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import TypeVar
+from typing import Any, TypeVar
 
 import torch
 from google.protobuf.message import DecodeError, Message
@@ -10,13 +10,16 @@ from google.protobuf.message import DecodeError, Message
 from splitlearn_comm._proto.splitlearn.v1 import compute_pb2 as pb
 from splitlearn_comm.codec import TensorCodec
 from splitlearn_comm.errors import InvalidRequestError
+from splitlearn_comm.framing.bounds import check_items
 
 CODEC = TensorCodec()
 M = TypeVar("M", bound=Message)
 
 
 def parse(message_type: type[M], data: bytes) -> M:
-    """The message in the bytes. Raises `InvalidRequestError` if it is none."""
+    """The message in the bytes. Raises `InvalidRequestError` if it is none, or one of very many fields."""
+    descriptor: Any = message_type.DESCRIPTOR
+    check_items(descriptor, data)
     try:
         return message_type.FromString(data)
     except DecodeError as error:

@@ -12,6 +12,8 @@ from typing import NamedTuple
 VARINT, FIXED64, BYTES, FIXED32 = 0, 1, 2, 5
 _CONTINUES = 0x80
 _MAX_VARINT_BYTES = 10
+MAX_FIELDS = 64
+"""Fields looked at in one message: ours have a dozen, and a message of millions is no reason to hold up all others."""
 
 
 class Span(NamedTuple):
@@ -55,11 +57,14 @@ def locate(buffer: bytes, path: tuple[int, ...]) -> Located | None:
 
 
 def only_field(buffer: bytes, number: int, begin: int, end: int) -> Span | None:
-    """Find the one field of bytes with this number in a message; None if there is none, or another than one."""
+    """Find the one field of bytes with this number in a message; None if there is none, or another than one, or if the
+    message has more than `MAX_FIELDS`."""
     wanted = number << 3 | BYTES
     found = None
     at = begin
-    while at < end:
+    for _ in range(MAX_FIELDS):
+        if at >= end:
+            break
         field = at
         key, at = varint_at(buffer, at, end)
         if key & 7 == BYTES:

@@ -8,12 +8,12 @@ from functools import lru_cache
 from typing import NamedTuple
 
 import torch
-from google.protobuf.message import DecodeError
 
 from splitlearn_comm._proto.splitlearn.v1 import compute_pb2 as pb
 from splitlearn_comm.codec import Payload, decode_payload
 from splitlearn_comm.errors import InvalidRequestError
 from splitlearn_comm.framing.assembly import VIEWED_BYTES
+from splitlearn_comm.framing.fields import parse
 from splitlearn_comm.framing.locate import locate
 
 _DATA = pb.TensorData.DATA_FIELD_NUMBER
@@ -90,22 +90,15 @@ def tensor_of(message: pb.TensorData, data: bytearray | None = None, codecs: Col
 @lru_cache(maxsize=1024)
 def _header(fields: bytes) -> _Header | None:
     """Dtype and shape of a raw tensor, the same for every token of a generation; None if it needs more than a read."""
-    message = _parsed(fields)
+    message = parse(pb.TensorData, fields)
     if message.codec or message.side or message.chunked_bytes or message.dtype == pb.DTYPE_BOOL:
         return None
     payload = Payload.of(message, b"")
     return _Header(payload.dtype, payload.shape, payload.tensor_bytes)
 
 
-def _parsed(fields: bytes) -> pb.TensorData:
-    try:
-        return pb.TensorData.FromString(fields)
-    except DecodeError as error:
-        raise InvalidRequestError(f"{len(fields)} bytes came that are no TensorData: {error}") from error
-
-
 def _decoded(fields: bytes, data: memoryview, codecs: Collection[str]) -> torch.Tensor:
-    return decode_payload(Payload.of(_parsed(fields), data), codecs)
+    return decode_payload(Payload.of(parse(pb.TensorData, fields), data), codecs)
 
 
 def _read(buffer: bytes, begin: int, header: _Header) -> torch.Tensor:

@@ -15,6 +15,8 @@ from splitlearn_comm.protocol import KIND_METADATA, PUSHBACK_METADATA, REQUEST_I
 from splitlearn_comm.server.security.caller import current_request_id
 
 logger = logging.getLogger("splitlearn_comm.server")
+MAX_CHARACTERS = 1000
+"""Of an error's message."""
 # What a tensor, an array or a list of fractions looks like when it is printed.
 _CONTENTS = re.compile(r"(?:tensor|array)\(.*?\)|\[[^\]]*\d\.\d[^\]]*\]+|-?\d+\.\d{3,}(?:e[-+]?\d+)?", re.DOTALL)
 
@@ -30,11 +32,22 @@ def as_comm_error(error: Exception, doing: str) -> CommError:
     request_id = current_request_id()
     if isinstance(error, CommError):
         error.request_id = request_id
-        logger.info("refused %s (request %s): %s: %s", doing, request_id, type(error).__name__, error)
+        error.args = (shortened(str(error)),)
+        logger.info("refused %s (request %s): %s: %s", line(doing), request_id, type(error).__name__, line(str(error)))
         return error
-    logger.error("failed %s (request %s)\n%s", doing, request_id, told_without_contents(error))
+    logger.error("failed %s (request %s)\n%s", line(doing), request_id, told_without_contents(error))
     sentence = f"the server failed; its log has the reason under request id {request_id}"
     return RemoteInternalError(sentence, request_id=request_id)
+
+
+def shortened(text: str) -> str:
+    """A text cut where a peer made it long: names and lists that a client sent are in its refusals."""
+    return text if len(text) <= MAX_CHARACTERS else f"{text[:MAX_CHARACTERS]} … ({len(text)} characters)"
+
+
+def line(text: str) -> str:
+    """A text for one line of the log, whatever a client put into it."""
+    return "".join(character if character.isprintable() else "?" for character in text)
 
 
 def told_without_contents(error: Exception) -> str:

@@ -93,6 +93,10 @@ def _summed(
     past_BPH: torch.Tensor | None, hidden_BTH: torch.Tensor, mask_BK: torch.Tensor | None
 ) -> tuple[torch.Tensor, torch.Tensor]:
     """The sums of the new tokens, and the cache after them."""
+    if past_BPH is not None and _rows(past_BPH) != _rows(hidden_BTH):
+        raise InvalidRequestError(
+            f"a cache of other rows: expected {_rows(hidden_BTH)} as of the hidden states, came {_rows(past_BPH)}"
+        )
     inputs_BPH = hidden_BTH if past_BPH is None else torch.cat((past_BPH, hidden_BTH), dim=1)
     visible_BPH = inputs_BPH if mask_BK is None else inputs_BPH * mask_BK.ne(0).unsqueeze(-1)
     return visible_BPH.cumsum(dim=1)[:, -hidden_BTH.shape[1] :], inputs_BPH
@@ -101,4 +105,13 @@ def _summed(
 def _inputs_of(cache: KVEntries) -> torch.Tensor:
     if len(cache.entries) != 1 or "inputs" not in cache.entries[0].tensors:
         raise InvalidRequestError("a cache that is not of a running sum: expected one entry with a tensor 'inputs'")
-    return cache.entries[0].tensors["inputs"]
+    inputs_BPH = cache.entries[0].tensors["inputs"]
+    if inputs_BPH.dim() != 3 or inputs_BPH.shape[1] != cache.position:
+        shape = list(inputs_BPH.shape)
+        raise InvalidRequestError(f"a cache of the wrong shape: expected inputs [B, {cache.position}, H], came {shape}")
+    return inputs_BPH
+
+
+def _rows(tensor_BTH: torch.Tensor) -> tuple[int, int, torch.dtype]:
+    """What a cache and the tokens after it have in common: B, H and the dtype."""
+    return tensor_BTH.shape[0], tensor_BTH.shape[2], tensor_BTH.dtype
