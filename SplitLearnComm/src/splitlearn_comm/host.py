@@ -6,7 +6,8 @@ from abc import ABC, abstractmethod
 
 import torch
 
-from splitlearn_comm.messages import Action, ComputeCall, ComputeResult, ServiceInfo
+from splitlearn_comm.errors import UnsupportedOperationError
+from splitlearn_comm.messages import Action, ComputeCall, ComputeResult, KVEntries, ServiceInfo
 
 
 class SessionHost(ABC):
@@ -48,9 +49,26 @@ class SessionHost(ABC):
         stateful host the session is over.
 
         Returns:
-            [B, T, H] for `Forward`, None for every other action. It must not change afterwards: it is sent, and kept for
-            a repeat of the step.
+            [B, T, H] for `Forward`, None for every other action. It must not change afterwards: it is sent, and kept
+            for a repeat of the step.
         """
+
+    async def export_session(self, session_id: str) -> KVEntries:
+        """The cache of a session, to be imported elsewhere; the session stays as it is.
+
+        Raises:
+            UnsupportedOperationError: It cannot be exported; as every one of a host that does not override this.
+        """
+        raise UnsupportedOperationError(f"{self.get_info().name!r} cannot export its sessions")
+
+    async def import_session(self, session_id: str, cache: KVEntries) -> None:
+        """Fill a session that was just opened with a cache that another host exported.
+
+        Raises:
+            InvalidRequestError: The cache is not of this host's kind.
+            UnsupportedOperationError: None can be imported; as every one of a host that does not override this.
+        """
+        raise UnsupportedOperationError(f"{self.get_info().name!r} cannot import sessions")
 
     @abstractmethod
     async def close_session(self, session_id: str) -> None:

@@ -68,6 +68,16 @@ class KVEntries:
 
 
 @dataclass(frozen=True)
+class SessionState:
+    """All that a session is, so that it can go on at another server."""
+
+    cache: KVEntries
+    """Its cache; the position is the session's."""
+    batch: int | None
+    """Rows of the last forward; None before the first."""
+
+
+@dataclass(frozen=True)
 class Forward:
     """Run hidden states through the layers and append them to the session's cache."""
 

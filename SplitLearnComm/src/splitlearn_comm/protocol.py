@@ -29,3 +29,5 @@ KEEPALIVE_TIME_MS: Final = 20_000
 """A client asks a silent connection for a sign of life this often ..."""
 KEEPALIVE_TIMEOUT_MS: Final = 10_000
 """... and gives it up when none comes for so long: half a minute after a cable is cut."""
+SHORTEST_PING_INTERVAL_MS: Final = 1_000
+"""A client that wants to notice sooner may ask this often; a server takes more for abuse and hangs up."""

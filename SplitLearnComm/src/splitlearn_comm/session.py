@@ -76,7 +76,7 @@ class Ledger:
         self.step_id = 0
         self.batch: int | None = None
         self._position_before = 0
-        self._reply: object = b""
+        self._reply: object | None = None
         self._running: Run | None = None
 
     def __repr__(self) -> str:
@@ -104,7 +104,7 @@ class Ledger:
         """
         if self.is_running:
             raise StepOrderError(f"step {step_id} came while step {self.step_id + 1} is running; wait for its answer")
-        if step_id == self.step_id and step_id > 0:
+        if step_id == self.step_id and step_id > 0 and self._reply is not None:
             self._check_position(step_id, position, self._position_before)
             return Replay(self._reply)
         self._check_order(step_id)
@@ -124,6 +124,17 @@ class Ledger:
     def abandon(self) -> None:
         """Forget the running step: it changed nothing, and its number is free again."""
         self._running = None
+
+    def adopt(self, step_id: int, position: int, batch: int | None) -> None:
+        """Go on where the session was at another server; a repeat of its last step cannot be answered here.
+
+        Raises:
+            StepOrderError: This session has done something already.
+        """
+        if self.is_running or self.step_id or self.position:
+            raise StepOrderError(f"session {self.session_id} is not new: a state can be imported into a new one only")
+        self.step_id, self.position, self.batch = step_id, position, batch
+        self._position_before, self._reply = -1, None
 
     def _check_order(self, step_id: int) -> None:
         if step_id <= self.step_id:

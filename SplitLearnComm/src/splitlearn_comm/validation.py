@@ -12,7 +12,7 @@ import math
 import torch
 
 from splitlearn_comm.errors import FingerprintMismatchError, InvalidRequestError, SequenceTooLongError
-from splitlearn_comm.messages import ComputeCall, Forward, ServiceInfo
+from splitlearn_comm.messages import ComputeCall, Forward, ServiceInfo, SessionState
 
 
 class Validator:
@@ -40,6 +40,18 @@ class Validator:
                 f"came {_described(action.hidden)}; use compute() for tensors without a sequence"
             )
         self._check(action.hidden, position, action.attention_mask, action.position_ids)
+
+    def check_state(self, state: SessionState, position: int) -> None:
+        """Raise `InvalidRequestError` or `SequenceTooLongError` for a state no session here could have."""
+        lacks_rows = self._info.stateful and position > 0 and state.batch is None
+        if state.cache.position != position or lacks_rows:
+            raise InvalidRequestError(
+                f"a state that contradicts itself: position {state.cache.position} with {state.batch} rows, "
+                f"said to be at {position}; import what was exported, unchanged"
+            )
+        limit = self._info.max_positions
+        if limit is not None and position > limit:
+            raise SequenceTooLongError(f"the state has {position} tokens, {self._info.name!r} has {limit} positions")
 
     def check_fingerprint(self, expected: str) -> None:
         """Raise `FingerprintMismatchError` if a client states a fingerprint (not empty) that is not the service's."""

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import time
+from collections.abc import Sequence
 from dataclasses import replace
 from types import TracebackType
 from typing import Any, Literal, Self, Unpack, overload
@@ -13,11 +15,15 @@ import torch
 import splitlearn_comm.protocol as protocol
 from splitlearn_comm.client.aio_session import AsyncClientSession
 from splitlearn_comm.client.aio_stream import AsyncStream
+from splitlearn_comm.client.course import SessionCourse
 from splitlearn_comm.client.cursor import SessionCursor
 from splitlearn_comm.client.deadline import Deadline
 from splitlearn_comm.client.failures import translate
+from splitlearn_comm.client.replicas import ReplicaBook
+from splitlearn_comm.client.retry import ONCE
 from splitlearn_comm.client.settings import ClientOptions, ClientSettings, check_size
 from splitlearn_comm.client.statistics import ClientStatistics
+from splitlearn_comm.errors import ServerUnavailableError
 from splitlearn_comm.framing import calls, service
 from splitlearn_comm.messages import ComputeCall, KVEntries, ServiceInfo
 
@@ -25,13 +31,19 @@ from splitlearn_comm.messages import ComputeCall, KVEntries, ServiceInfo
 class AsyncComputeClient:
     """`GRPCComputeClient` for asyncio: the same arguments and methods, awaited. Make and use it on one event loop."""
 
-    def __init__(self, address: str, **options: Unpack[ClientOptions]) -> None:
-        self._settings = ClientSettings(address=address, **options)
-        self._channel = self._settings.credentials.aio_channel(address, self._settings.channel_options())
-        self._compute = self._channel.unary_unary(protocol.COMPUTE, None, None)
-        self._get_info = self._channel.unary_unary(protocol.GET_SERVICE_INFO, None, None)
-        self._health = self._channel.unary_unary(protocol.HEALTH_CHECK, None, None)
-        self._session = self._channel.stream_stream(protocol.SESSION, None, None)
+    def __init__(self, address: str | Sequence[str], **options: Unpack[ClientOptions]) -> None:
+        addresses = (address,) if isinstance(address, str) else tuple(address)
+        self._book = ReplicaBook(addresses)
+        self._settings = ClientSettings(addresses=addresses, **options)
+        self._channels: dict[str, grpc.aio.Channel] = {
+            address: self._settings.credentials.aio_channel(address, self._settings.channel_options())
+            for address in addresses
+        }
+        self._methods: dict[tuple[str, str], Any] = {
+            (address, path): channel.unary_unary(path, None, None)
+            for address, channel in self._channels.items()
+            for path in (protocol.COMPUTE, protocol.GET_SERVICE_INFO, protocol.HEALTH_CHECK)
+        }
         self._statistics = ClientStatistics()
         self._info: ServiceInfo | None = None
 
@@ -40,7 +52,7 @@ class AsyncComputeClient:
 
     @property
     def address(self) -> str:
-        """Where the server is."""
+        """Where the server is; several addresses with commas between them."""
         return self._settings.address
 
     @overload
@@ -84,7 +96,7 @@ class AsyncComputeClient:
         call = ComputeCall(tensor, attention_mask, position_ids, past_key_values, use_cache)
         message = check_size(calls.encode_call(call, expected_fingerprint), self._settings.limit_bytes(self._info))
         deadline = Deadline.after(timeout_s or self._settings.timeout_s)
-        return calls.unpacked(calls.decode_result(await self._call(self._compute, message, deadline)), use_cache)
+        return calls.unpacked(calls.decode_result(await self._call(protocol.COMPUTE, message, deadline)), use_cache)
 
     def session(self, expected_fingerprint: str | None = None) -> AsyncClientSession:
         """A session: state on the server, moved on step by step. Use it with `async with`, which opens it.
@@ -93,19 +105,29 @@ class AsyncComputeClient:
             expected_fingerprint: What the server's must be; None not to compare.
         """
         cursor = SessionCursor(self._settings, expected_fingerprint)
-        return AsyncClientSession(self._open_stream, self._settings, cursor)
+        course = SessionCourse(cursor, self._book, self._statistics)
+        return AsyncClientSession(self._open_stream, self._settings, cursor, course)
 
     async def get_info(self) -> ServiceInfo:
         """What is served; asked once."""
         if self._info is None:
             deadline = Deadline.after(self._settings.connect_timeout_s)
-            self._info = service.decode_info(await self._call(self._get_info, b"", deadline))
+            self._info = service.decode_info(await self._call(protocol.GET_SERVICE_INFO, b"", deadline))
         return self._info
 
     async def health(self) -> bool:
-        """Whether the server takes calls now. Raises `ServerUnavailableError` if there is none, without retrying."""
+        """Whether a server takes calls now. Raises `ServerUnavailableError` if there is none, without retrying."""
         deadline = Deadline.after(self._settings.connect_timeout_s)
-        return service.decode_health(await self._try(self._health, b"", deadline))
+        last: ServerUnavailableError | None = None
+        for address in self._settings.addresses:
+            try:
+                if service.decode_health(await self._try(address, protocol.HEALTH_CHECK, b"", deadline)):
+                    return True
+            except ServerUnavailableError as error:
+                last = error
+        if last is not None:
+            raise last
+        return False
 
     def statistics(self) -> ClientStatistics:
         """What was counted up to now."""
@@ -113,7 +135,8 @@ class AsyncComputeClient:
 
     async def close(self) -> None:
         """End all sessions and the connection. May be called twice."""
-        await self._channel.close(None)
+        for channel in self._channels.values():
+            await channel.close(None)
 
     async def __aenter__(self) -> Self:
         return self
@@ -123,20 +146,38 @@ class AsyncComputeClient:
     ) -> None:
         await self.close()
 
-    async def _call(self, method: Any, message: bytes, deadline: Deadline) -> bytes:
-        return await self._settings.retry.execute_async(lambda: self._try(method, message, deadline), deadline)
+    async def _call(self, path: str, message: bytes, deadline: Deadline) -> bytes:
+        retry = self._settings.retry if self._book.may_retry() else ONCE
+        return await retry.execute_async(lambda: self._try_each(path, message, deadline), deadline)
 
-    async def _try(self, method: Any, message: bytes, deadline: Deadline) -> bytes:
+    async def _try_each(self, path: str, message: bytes, deadline: Deadline) -> bytes:
+        """The answer of the first server that can be reached."""
+        last: ServerUnavailableError | None = None
+        for address in self._book.order(time.monotonic()):
+            try:
+                return await self._try(address, path, message, deadline)
+            except ServerUnavailableError as error:
+                last = error
+        assert last is not None, "the book names one server at least"
+        raise last
+
+    async def _try(self, address: str, path: str, message: bytes, deadline: Deadline) -> bytes:
+        method = self._methods[address, path]
         try:
             reply: bytes = await method(
                 message, timeout=deadline.remaining_s(), metadata=self._settings.credentials.metadata()
             )
         except grpc.RpcError as error:
-            raise translate(error, self.address, deadline.timeout_s) from error
+            translated = translate(error, address, deadline.timeout_s)
+            if isinstance(translated, ServerUnavailableError):
+                self._book.failed(address, time.monotonic(), translated)
+            raise translated from error
+        self._book.succeeded(address)
         self._statistics.count_sent(len(message))
         self._statistics.bytes_received += len(reply)
         return reply
 
-    def _open_stream(self) -> AsyncStream:
-        call: Any = self._session(None, metadata=self._settings.credentials.metadata())
-        return AsyncStream(call, self.address, self._settings.inbox(), self._statistics)
+    def _open_stream(self, address: str) -> AsyncStream:
+        method: Any = self._channels[address].stream_stream(protocol.SESSION, None, None)
+        call: Any = method(None, metadata=self._settings.credentials.metadata())
+        return AsyncStream(call, address, self._settings.inbox(), self._statistics)

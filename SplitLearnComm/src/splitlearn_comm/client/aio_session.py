@@ -11,26 +11,32 @@ from typing import Self
 import torch
 
 from splitlearn_comm.client.aio_stream import AsyncStream
+from splitlearn_comm.client.course import Connect, Course, Effect, Exchange, SessionCourse, Wait
 from splitlearn_comm.client.cursor import SessionCursor
 from splitlearn_comm.client.deadline import Deadline
 from splitlearn_comm.client.session import CLOSE_TIMEOUT_S
 from splitlearn_comm.client.settings import ClientSettings
 from splitlearn_comm.client.statistics import StepBreakdown
-from splitlearn_comm.errors import CommError, ServerUnavailableError
+from splitlearn_comm.errors import CommError
 from splitlearn_comm.framing import steps
-from splitlearn_comm.framing.chunks import Outgoing
 from splitlearn_comm.messages import Action, Crop, Forward, Reorder, StartRecording
 
 
 class AsyncClientSession:
     """State on the server, moved on step by step. Made by `AsyncComputeClient.session`; for one task at a time.
 
-    It opens at the first step, at `open` or on entering `async with`. When the connection breaks it is made again and
-    the last step repeated; the server does no step twice. A step that is refused changes nothing.
+    It opens at the first step, at `open` or on entering `async with`; otherwise it is what `ClientSession` is.
     """
 
-    def __init__(self, connect: Callable[[], AsyncStream], settings: ClientSettings, cursor: SessionCursor) -> None:
+    def __init__(
+        self,
+        connect: Callable[[str], AsyncStream],
+        settings: ClientSettings,
+        cursor: SessionCursor,
+        course: SessionCourse,
+    ) -> None:
         self._connect = connect
+        self._course = course
         self._settings = settings
         self._cursor = cursor
         self._stream: AsyncStream | None = None
@@ -56,7 +62,8 @@ class AsyncClientSession:
 
     async def open(self) -> None:
         """Open the session now, so that a refusal comes before the first step."""
-        await self._exchange(None, Deadline.after(self._settings.connect_timeout_s))
+        deadline = Deadline.after(self._settings.connect_timeout_s)
+        await self._follow(self._course.open(deadline), deadline)
 
     async def step(
         self,
@@ -91,8 +98,9 @@ class AsyncClientSession:
         if stream is None:
             return
         if is_polite:
+            number = self._cursor.step_id + 1
             with contextlib.suppress(CommError):
-                await stream.exchange(steps.encode_close(), Deadline.after(CLOSE_TIMEOUT_S))
+                await stream.exchange(steps.encode_close(number), Deadline.after(CLOSE_TIMEOUT_S), number)
         stream.close()
 
     async def __aenter__(self) -> Self:
@@ -110,37 +118,44 @@ class AsyncClientSession:
         self._is_in_use = True
         try:
             message = self._cursor.step_message(action)
-            answer = await self._exchange(message, Deadline.after(timeout_s or self._settings.timeout_s))
-            assert answer is not None, "only opening has no answer"
+            deadline = Deadline.after(timeout_s or self._settings.timeout_s)
+            answer = await self._follow(self._course.exchange(message, deadline), deadline)
             return self._cursor.take_answer(answer, len(message))
         finally:
             self._is_in_use = False
 
-    async def _exchange(self, message: Outgoing | None, deadline: Deadline) -> steps.Answer | None:
-        """Send a message (None: only open) and return its answer, over as many connections as it takes."""
+    async def _follow(self, course: Course, deadline: Deadline) -> steps.Answer:
+        """Do what a course says; returns the answer that it ends with."""
         try:
-            return await self._exchange_stubbornly(message, deadline)
+            effect = next(course)
+            while True:
+                try:
+                    result = await self._perform(effect, deadline)
+                except CommError as error:
+                    effect = course.throw(error)
+                else:
+                    effect = course.send(result)
+        except StopIteration as end:
+            answer: steps.Answer = end.value
+            return answer
         except BaseException as error:
             # What the server has done is unknown now; another step could be answered with this one's result.
             self._cursor.end(error if isinstance(error, CommError) else CommError("a step was interrupted"))
             self._drop_stream()
             raise
 
-    async def _exchange_stubbornly(self, message: Outgoing | None, deadline: Deadline) -> steps.Answer | None:
-        attempt = 1
-        while True:
-            try:
-                stream = self._stream or await self._open_stream(deadline)
-                return await stream.exchange(message, deadline, self._cursor.step_id + 1) if message else None
-            except ServerUnavailableError as error:
+    async def _perform(self, effect: Effect, deadline: Deadline) -> steps.Answer | None:
+        match effect:
+            case Exchange(message, step_id):
+                assert self._stream is not None, "a course connects before it exchanges"
+                return await self._stream.exchange(message, deadline, step_id)
+            case Connect(address):
                 self._drop_stream()
-                await asyncio.sleep(self._cursor.delay_after(error, attempt, deadline))
-            attempt += 1
-
-    async def _open_stream(self, deadline: Deadline) -> AsyncStream:
-        self._stream = stream = self._connect()
-        self._cursor.take_opened(await stream.exchange(self._cursor.open_message(), deadline))
-        return stream
+                self._stream = self._connect(address)
+            case Wait(seconds):
+                self._drop_stream()
+                await asyncio.sleep(seconds)
+        return None
 
     def _drop_stream(self) -> None:
         stream, self._stream = self._stream, None

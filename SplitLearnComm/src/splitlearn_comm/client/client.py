@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import time
+from collections.abc import Sequence
 from dataclasses import replace
 from functools import partial
 from types import TracebackType
@@ -11,14 +13,18 @@ import grpc
 import torch
 
 import splitlearn_comm.protocol as protocol
+from splitlearn_comm.client.course import SessionCourse
 from splitlearn_comm.client.cursor import SessionCursor
 from splitlearn_comm.client.deadline import Deadline
 from splitlearn_comm.client.failures import translate
+from splitlearn_comm.client.replicas import ReplicaBook
+from splitlearn_comm.client.retry import ONCE
 from splitlearn_comm.client.session import ClientSession
 from splitlearn_comm.client.settings import ClientOptions, ClientSettings, check_size
 from splitlearn_comm.client.statistics import ClientStatistics
 from splitlearn_comm.client.stream import SyncStream
 from splitlearn_comm.client.watch import DeadlineWatch
+from splitlearn_comm.errors import ServerUnavailableError
 from splitlearn_comm.framing import calls, service
 from splitlearn_comm.messages import ComputeCall, KVEntries, ServiceInfo
 
@@ -27,7 +33,8 @@ class GRPCComputeClient:
     """Calls a server's function, and opens sessions on it. Connects at the first call. May be used by several threads.
 
     Args:
-        address: `host:port` of the server.
+        address: `host:port` of the server, or a list of several that serve the same: calls go to the first that can be
+            reached, and a session that loses its server goes on at another.
         **options: Timeouts, retries, limits, codecs: the fields of `ClientSettings`.
 
     Raises:
@@ -35,14 +42,20 @@ class GRPCComputeClient:
         TypeError: There is no such option.
     """
 
-    def __init__(self, address: str, **options: Unpack[ClientOptions]) -> None:
-        self._settings = ClientSettings(address=address, **options)
-        self._channel = self._settings.credentials.channel(address, self._settings.channel_options())
-        self._compute = self._channel.unary_unary(protocol.COMPUTE, None, None)
-        self._get_info = self._channel.unary_unary(protocol.GET_SERVICE_INFO, None, None)
-        self._health = self._channel.unary_unary(protocol.HEALTH_CHECK, None, None)
-        self._session = self._channel.stream_stream(protocol.SESSION, None, None)
+    def __init__(self, address: str | Sequence[str], **options: Unpack[ClientOptions]) -> None:
+        addresses = (address,) if isinstance(address, str) else tuple(address)
+        self._book = ReplicaBook(addresses)
+        self._settings = ClientSettings(addresses=addresses, **options)
+        self._channels: dict[str, grpc.Channel] = {
+            address: self._settings.credentials.channel(address, self._settings.channel_options())
+            for address in addresses
+        }
         self._watch = DeadlineWatch()
+        self._methods: dict[tuple[str, str], Any] = {
+            (address, path): channel.unary_unary(path, None, None)
+            for address, channel in self._channels.items()
+            for path in (protocol.COMPUTE, protocol.GET_SERVICE_INFO, protocol.HEALTH_CHECK)
+        }
         self._statistics = ClientStatistics()
         self._info: ServiceInfo | None = None
 
@@ -51,7 +64,7 @@ class GRPCComputeClient:
 
     @property
     def address(self) -> str:
-        """Where the server is."""
+        """Where the server is; several addresses with commas between them."""
         return self._settings.address
 
     @overload
@@ -111,7 +124,7 @@ class GRPCComputeClient:
         call = ComputeCall(tensor, attention_mask, position_ids, past_key_values, use_cache)
         message = check_size(calls.encode_call(call, expected_fingerprint), self._settings.limit_bytes(self._info))
         deadline = Deadline.after(timeout_s or self._settings.timeout_s)
-        return calls.unpacked(calls.decode_result(self._call(self._compute, message, deadline)), use_cache)
+        return calls.unpacked(calls.decode_result(self._call(protocol.COMPUTE, message, deadline)), use_cache)
 
     def session(self, expected_fingerprint: str | None = None) -> ClientSession:
         """Open a session: state on the server, moved on step by step. Close it, or use it with `with`.
@@ -125,18 +138,29 @@ class GRPCComputeClient:
             ResourceExhaustedError: The server has no room for another session.
         """
         cursor = SessionCursor(self._settings, expected_fingerprint)
-        return ClientSession(self._open_stream, self._settings, cursor)
+        course = SessionCourse(cursor, self._book, self._statistics)
+        return ClientSession(self._open_stream, self._settings, cursor, course)
 
     def get_info(self) -> ServiceInfo:
         """What is served; asked once."""
         if self._info is None:
             deadline = Deadline.after(self._settings.connect_timeout_s)
-            self._info = service.decode_info(self._call(self._get_info, b"", deadline))
+            self._info = service.decode_info(self._call(protocol.GET_SERVICE_INFO, b"", deadline))
         return self._info
 
     def health(self) -> bool:
-        """Whether the server takes calls now. Raises `ServerUnavailableError` if there is none, without retrying."""
-        return service.decode_health(self._try(self._health, b"", Deadline.after(self._settings.connect_timeout_s)))
+        """Whether a server takes calls now. Raises `ServerUnavailableError` if there is none, without retrying."""
+        deadline = Deadline.after(self._settings.connect_timeout_s)
+        last: ServerUnavailableError | None = None
+        for address in self._settings.addresses:
+            try:
+                if service.decode_health(self._try(address, protocol.HEALTH_CHECK, b"", deadline)):
+                    return True
+            except ServerUnavailableError as error:
+                last = error
+        if last is not None:
+            raise last
+        return False
 
     def statistics(self) -> ClientStatistics:
         """What was counted up to now."""
@@ -145,7 +169,8 @@ class GRPCComputeClient:
     def close(self) -> None:
         """End all sessions and the connection. May be called twice."""
         self._watch.close()
-        self._channel.close()
+        for channel in self._channels.values():
+            channel.close()
 
     def __enter__(self) -> Self:
         return self
@@ -155,20 +180,38 @@ class GRPCComputeClient:
     ) -> None:
         self.close()
 
-    def _call(self, method: grpc.UnaryUnaryMultiCallable[Any, Any], message: bytes, deadline: Deadline) -> bytes:
-        return self._settings.retry.execute(lambda: self._try(method, message, deadline), deadline)
+    def _call(self, path: str, message: bytes, deadline: Deadline) -> bytes:
+        retry = self._settings.retry if self._book.may_retry() else ONCE
+        return retry.execute(lambda: self._try_each(path, message, deadline), deadline)
 
-    def _try(self, method: grpc.UnaryUnaryMultiCallable[Any, Any], message: bytes, deadline: Deadline) -> bytes:
+    def _try_each(self, path: str, message: bytes, deadline: Deadline) -> bytes:
+        """The answer of the first server that can be reached."""
+        last: ServerUnavailableError | None = None
+        for address in self._book.order(time.monotonic()):
+            try:
+                return self._try(address, path, message, deadline)
+            except ServerUnavailableError as error:
+                last = error
+        assert last is not None, "the book names one server at least"
+        raise last
+
+    def _try(self, address: str, path: str, message: bytes, deadline: Deadline) -> bytes:
+        method = self._methods[address, path]
         try:
             reply: bytes = method(
                 message, timeout=deadline.remaining_s(), metadata=self._settings.credentials.metadata()
             )
         except grpc.RpcError as error:
-            raise translate(error, self.address, deadline.timeout_s) from error
+            translated = translate(error, address, deadline.timeout_s)
+            if isinstance(translated, ServerUnavailableError):
+                self._book.failed(address, time.monotonic(), translated)
+            raise translated from error
+        self._book.succeeded(address)
         self._statistics.count_sent(len(message))
         self._statistics.bytes_received += len(reply)
         return reply
 
-    def _open_stream(self) -> SyncStream:
-        method: Any = partial(self._session, metadata=self._settings.credentials.metadata())
-        return SyncStream(method, self.address, self._settings.inbox(), self._watch, self._statistics)
+    def _open_stream(self, address: str) -> SyncStream:
+        method: Any = self._channels[address].stream_stream(protocol.SESSION, None, None)
+        named: Any = partial(method, metadata=self._settings.credentials.metadata())
+        return SyncStream(named, address, self._settings.inbox(), self._watch, self._statistics)

@@ -12,13 +12,14 @@ from dataclasses import replace
 import torch
 
 from splitlearn_comm.client.deadline import Deadline
+from splitlearn_comm.client.history import History
 from splitlearn_comm.client.settings import ClientSettings, check_size
 from splitlearn_comm.client.statistics import StepBreakdown
 from splitlearn_comm.errors import CommError, InvalidRequestError, ServerUnavailableError, SessionNotFoundError
 from splitlearn_comm.framing import steps
 from splitlearn_comm.framing.assembly import Packing
 from splitlearn_comm.framing.chunks import CHUNK_BYTES, Outgoing
-from splitlearn_comm.messages import Action, Crop, Forward
+from splitlearn_comm.messages import Action, Crop, Forward, KVEntries, SessionState
 
 
 class SessionCursor:
@@ -38,13 +39,19 @@ class SessionCursor:
         self._limit_bytes = settings.max_message_bytes
         self._packing = Packing(settings.codecs.to_server)
         self._expected_fingerprint = expected_fingerprint
-        self._was_opened = False
+        self.was_opened = False
+        self.is_stateful = True
+        self.home: str | None = None
+        self.history = History(settings.replay_bytes)
+        self._base_id = self.session_id
+        self._generation = 0
         self._action: Action | None = None
+        self._message: Outgoing = b""
         self._over: CommError | None = None
         self._began_s = 0.0
 
     def __repr__(self) -> str:
-        state = "over" if self._over else "open" if self._was_opened else "new"
+        state = "over" if self._over else "open" if self.was_opened else "new"
         return f"<session {self.session_id} at {self._settings.address}: step {self.step_id}, {self.position}, {state}>"
 
     @property
@@ -52,17 +59,37 @@ class SessionCursor:
         """Whether no step can be done any more."""
         return self._over is not None
 
-    def open_message(self) -> bytes:
+    @property
+    def can_go_elsewhere(self) -> bool:
+        """Whether another server can be brought to where this session is."""
+        return not self.was_opened or not self.step_id or not self.is_stateful or self.history.is_complete
+
+    def begin_anew(self) -> None:
+        """Take another name: a server may still have the session under the old one."""
+        if self.was_opened:
+            self._generation += 1
+            self.session_id = f"{self._base_id}.{self._generation}"
+
+    def open_message(self, *, resume: bool) -> bytes:
         """The message that opens the session, or goes on with it on a new stream."""
         opening = steps.Open(
             session_id=self.session_id,
             expected_fingerprint=self._expected_fingerprint or "",
-            resume=self._was_opened,
+            resume=resume,
             chunk_bytes=CHUNK_BYTES,
             codecs=self._settings.codecs,
             timings=self._settings.timings,
+            can_move=len(self._settings.addresses) > 1,
         )
         return steps.encode_open(opening, self.position)
+
+    def export_message(self) -> bytes:
+        """The message that asks for the session's state."""
+        return steps.encode_export(self.step_id, self.position)
+
+    def import_message(self, state: SessionState | None) -> bytes:
+        """The message that puts a state into the new session; None for one that is nothing but a position."""
+        return steps.encode_import(self.step_id, state or SessionState(KVEntries((), self.position), None))
 
     def take_opened(self, answer: steps.Answer) -> None:
         """Read the answer to that; raises what the server refused it with."""
@@ -70,7 +97,10 @@ class SessionCursor:
             raise answer.error
         if answer.opened is None:
             raise InvalidRequestError("the server answered an open with something else")
-        self._was_opened = True
+        self.was_opened = True
+        if not answer.opened.stateful and self.is_stateful:
+            self.is_stateful = False
+            self.history.give_up()
         self._limit_bytes = min(self._settings.max_message_bytes, answer.opened.max_message_bytes or self._limit_bytes)
         self._packing = replace(self._packing, chunk_bytes=min(CHUNK_BYTES, answer.opened.chunk_bytes))
 
@@ -83,19 +113,26 @@ class SessionCursor:
             CommError: The session is over.
         """
         if self._over is not None:
-            raise type(self._over)(f"session {self.session_id} is over: {self._over}")
+            reason = str(self._over)
+            raise type(self._over)(
+                reason if self.session_id in reason else f"session {self.session_id} is over: {reason}"
+            )
         if isinstance(action, Crop) and action.num_tokens < 0:
             raise InvalidRequestError(
                 f"crop removes tokens from the end: expected at least 0, came {action.num_tokens}"
             )
         self._action, self._began_s = action, time.perf_counter()
-        return check_size(steps.encode_step(self.step_id + 1, self.position, action, self._packing), self._limit_bytes)
+        self._message = check_size(
+            steps.encode_step(self.step_id + 1, self.position, action, self._packing), self._limit_bytes
+        )
+        return self._message
 
     def take_answer(self, answer: steps.Answer, bytes_sent: int) -> torch.Tensor | None:
         """Read the answer to a step; raises what the server refused it with, and then nothing has changed."""
         if answer.error is not None:
             raise answer.error
         self.step_id, self.position = answer.step_id, answer.position
+        self.history.add(self._message)
         self._note_breakdown(answer, bytes_sent)
         if isinstance(self._action, Forward) and answer.tensor is None:
             raise InvalidRequestError("the server answered a forward without a tensor")
@@ -112,16 +149,22 @@ class SessionCursor:
                 bytes_received=answer.num_bytes,
             )
 
-    def delay_after(self, error: ServerUnavailableError, attempt: int, deadline: Deadline) -> float:
+    def delay_after(
+        self, error: ServerUnavailableError, attempt: int, deadline: Deadline, *, may_retry: bool = True
+    ) -> float:
         """Seconds to wait before the session is tried again; raises when there is no hope left."""
         try:
+            if not may_retry:
+                raise error
             return self._settings.retry.delay_after(error, attempt, deadline)
         except ServerUnavailableError:
-            if not self._was_opened:
+            if not self.was_opened:
                 raise
+            # What to do about one server, said behind its semicolon, is not what to do about the session.
+            reason, _, _ = str(error).partition(";")
             raise ServerUnavailableError(
-                f"the server at {self._settings.address} was lost in the middle of session {self.session_id}, at "
-                f"position {self.position}, and did not come back in {attempt} attempts: {error}; "
+                f"the server was lost in the middle of session {self.session_id}, at position {self.position}, and "
+                f"{attempt} attempts did not bring it back ({reason}); "
                 f"open a new session and send the whole sequence again"
             ) from error
 

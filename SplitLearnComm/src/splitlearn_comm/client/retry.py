@@ -113,3 +113,7 @@ class FixedDelay(RetryStrategy):
 def _check_attempts(max_attempts: int) -> None:
     if max_attempts < 1:
         raise ValueError(f"max_attempts must be at least 1, came {max_attempts}")
+
+
+ONCE = FixedDelay(delay=0.0, max_attempts=1)
+"""Never again."""

@@ -11,14 +11,14 @@ from typing import Self
 
 import torch
 
+from splitlearn_comm.client.course import Connect, Course, Effect, Exchange, SessionCourse, Wait
 from splitlearn_comm.client.cursor import SessionCursor
 from splitlearn_comm.client.deadline import Deadline
 from splitlearn_comm.client.settings import ClientSettings
 from splitlearn_comm.client.statistics import StepBreakdown
 from splitlearn_comm.client.stream import SyncStream
-from splitlearn_comm.errors import CommError, ServerUnavailableError
+from splitlearn_comm.errors import CommError
 from splitlearn_comm.framing import steps
-from splitlearn_comm.framing.chunks import Outgoing
 from splitlearn_comm.messages import Action, Crop, Forward, Reorder, StartRecording
 
 CLOSE_TIMEOUT_S = 5.0
@@ -28,17 +28,26 @@ CLOSE_TIMEOUT_S = 5.0
 class ClientSession:
     """State on the server, moved on step by step. Made by `GRPCComputeClient.session`; for one thread at a time.
 
-    When the connection breaks it is made again and the last step repeated; the server does no step twice.
-    A step that is refused changes nothing, and the session goes on.
+    When the connection breaks it is made again and the last step repeated; the server does no step twice. When the
+    server is lost, the session is rebuilt at another, or at the same after a restart, by sending again what it has
+    sent; when the server drains, it moves to another with its state. A step that is refused changes nothing.
     """
 
-    def __init__(self, connect: Callable[[], SyncStream], settings: ClientSettings, cursor: SessionCursor) -> None:
+    def __init__(
+        self,
+        connect: Callable[[str], SyncStream],
+        settings: ClientSettings,
+        cursor: SessionCursor,
+        course: SessionCourse,
+    ) -> None:
         self._connect = connect
+        self._course = course
         self._settings = settings
         self._cursor = cursor
         self._stream: SyncStream | None = None
         self._in_use = threading.Lock()
-        self._exchange(None, Deadline.after(settings.connect_timeout_s))
+        deadline = Deadline.after(settings.connect_timeout_s)
+        self._follow(course.open(deadline), deadline)
 
     def __repr__(self) -> str:
         return repr(self._cursor)
@@ -104,8 +113,9 @@ class ClientSession:
         if stream is None:
             return
         if is_polite:
+            number = self._cursor.step_id + 1
             with contextlib.suppress(CommError):
-                stream.exchange(steps.encode_close(), Deadline.after(CLOSE_TIMEOUT_S))
+                stream.exchange(steps.encode_close(number), Deadline.after(CLOSE_TIMEOUT_S), number)
         stream.close()
 
     def __enter__(self) -> Self:
@@ -121,37 +131,44 @@ class ClientSession:
             raise RuntimeError("two threads use one session at the same time; open one for each")
         try:
             message = self._cursor.step_message(action)
-            answer = self._exchange(message, Deadline.after(timeout_s or self._settings.timeout_s))
-            assert answer is not None, "only opening has no answer"
+            deadline = Deadline.after(timeout_s or self._settings.timeout_s)
+            answer = self._follow(self._course.exchange(message, deadline), deadline)
             return self._cursor.take_answer(answer, len(message))
         finally:
             self._in_use.release()
 
-    def _exchange(self, message: Outgoing | None, deadline: Deadline) -> steps.Answer | None:
-        """Send a message (None: only open) and return its answer, over as many connections as it takes."""
+    def _follow(self, course: Course, deadline: Deadline) -> steps.Answer:
+        """Do what a course says; returns the answer that it ends with."""
         try:
-            return self._exchange_stubbornly(message, deadline)
+            effect = next(course)
+            while True:
+                try:
+                    result = self._perform(effect, deadline)
+                except CommError as error:
+                    effect = course.throw(error)
+                else:
+                    effect = course.send(result)
+        except StopIteration as end:
+            answer: steps.Answer = end.value
+            return answer
         except BaseException as error:
             # What the server has done is unknown now; another step could be answered with this one's result.
             self._cursor.end(error if isinstance(error, CommError) else CommError("a step was interrupted"))
             self._drop_stream()
             raise
 
-    def _exchange_stubbornly(self, message: Outgoing | None, deadline: Deadline) -> steps.Answer | None:
-        attempt = 1
-        while True:
-            try:
-                stream = self._stream or self._open_stream(deadline)
-                return stream.exchange(message, deadline, self._cursor.step_id + 1) if message else None
-            except ServerUnavailableError as error:
+    def _perform(self, effect: Effect, deadline: Deadline) -> steps.Answer | None:
+        match effect:
+            case Exchange(message, step_id):
+                assert self._stream is not None, "a course connects before it exchanges"
+                return self._stream.exchange(message, deadline, step_id)
+            case Connect(address):
                 self._drop_stream()
-                time.sleep(self._cursor.delay_after(error, attempt, deadline))
-            attempt += 1
-
-    def _open_stream(self, deadline: Deadline) -> SyncStream:
-        self._stream = stream = self._connect()
-        self._cursor.take_opened(stream.exchange(self._cursor.open_message(), deadline))
-        return stream
+                self._stream = self._connect(address)
+            case Wait(seconds):
+                self._drop_stream()
+                time.sleep(seconds)
+        return None
 
     def _drop_stream(self) -> None:
         stream, self._stream = self._stream, None

@@ -27,14 +27,16 @@ class ClientOptions(TypedDict, total=False):
     tls: ClientTLS | bool
     token: str | None
     insecure: bool
+    replay_bytes: int
+    dead_after_s: float
 
 
 @dataclass(frozen=True, kw_only=True)
 class ClientSettings:
     """Address, limits and patience of a client."""
 
-    address: str
-    """`host:port` of the server."""
+    addresses: tuple[str, ...]
+    """`host:port` of the server, or of several that serve the same, the preferred one first."""
     timeout_s: float = 300.0
     """How long one call or step may take, retries included."""
     connect_timeout_s: float = 20.0
@@ -48,6 +50,12 @@ class ClientSettings:
     (`splitlearn_comm.codec.measure_loss` shows what it loses). Calls of `compute` are always raw."""
     timings: bool = False
     """Whether sessions note where the time of each step went (`session.breakdown`)."""
+    replay_bytes: int = 64 * 1024 * 1024
+    """Memory of each session for what it has sent, so that it can be rebuilt at another server, or at this one after a
+    restart; a session that has sent more cannot be rebuilt. 0 keeps nothing."""
+    dead_after_s: float = 30.0
+    """A server whose machine is silent for so long is given up, in the middle of a step too. (One whose process ends
+    is noticed at once.) Servers of this package take at least 2 s."""
 
     tls: ClientTLS | bool = False
     """`ClientTLS`, or True for servers with certificates of a public authority; False for connections in the clear."""
@@ -57,12 +65,18 @@ class ClientSettings:
     """Send the token without TLS to other machines too."""
 
     def __post_init__(self) -> None:
-        for name in ("timeout_s", "connect_timeout_s", "max_message_bytes"):
+        for name in ("timeout_s", "connect_timeout_s", "max_message_bytes", "dead_after_s"):
             if not getattr(self, name) > 0:
                 raise ValueError(f"{name} must be greater than zero, came {getattr(self, name)}")
         for name in self.codecs.names():
             codec_named(name)
-        self.credentials.check(self.address)
+        for address in self.addresses:
+            self.credentials.check(address)
+
+    @property
+    def address(self) -> str:
+        """The addresses, for people."""
+        return ", ".join(self.addresses)
 
     @property
     def credentials(self) -> Credentials:
@@ -93,8 +107,8 @@ class ClientSettings:
         return [
             ("grpc.max_receive_message_length", self.max_message_bytes),
             ("grpc.max_send_message_length", self.max_message_bytes),
-            ("grpc.keepalive_time_ms", protocol.KEEPALIVE_TIME_MS),
-            ("grpc.keepalive_timeout_ms", protocol.KEEPALIVE_TIMEOUT_MS),
+            ("grpc.keepalive_time_ms", int(self.dead_after_s * 1000 * 2 / 3)),
+            ("grpc.keepalive_timeout_ms", int(self.dead_after_s * 1000 / 3)),
             ("grpc.http2.max_pings_without_data", 0),
             # Our own retries decide when to try again; the default second would make them fail without trying.
             ("grpc.initial_reconnect_backoff_ms", 100),

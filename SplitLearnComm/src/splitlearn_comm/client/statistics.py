@@ -16,6 +16,15 @@ class ClientStatistics:
     bytes_received: int = 0
     """Bytes of messages received, without what HTTP/2 adds."""
 
+    retries: int = 0
+    """Times a session's connection broke or could not be made, and was tried again."""
+    failovers: int = 0
+    """Sessions that were rebuilt at a server, from what they had sent, because they were lost."""
+    replayed_steps: int = 0
+    """Steps that were sent again for that."""
+    moves: int = 0
+    """Sessions that left a draining server with their state."""
+
     def count_sent(self, num_bytes: int) -> None:
         """Add one message sent. Threads may lose a count to each other, as with any plain counter."""
         self.messages_sent += 1

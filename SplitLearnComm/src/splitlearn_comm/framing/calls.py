@@ -7,10 +7,11 @@ import torch
 from splitlearn_comm._proto.splitlearn.v1 import compute_pb2 as pb
 from splitlearn_comm.errors import UnsupportedOperationError
 from splitlearn_comm.framing.assembly import with_tensor
+from splitlearn_comm.framing.caches import cache_of, encode_cache
 from splitlearn_comm.framing.chunks import whole
-from splitlearn_comm.framing.fields import CODEC, attention_mask_of, encode_optional, parse, position_ids_of
+from splitlearn_comm.framing.fields import attention_mask_of, encode_optional, parse, position_ids_of
 from splitlearn_comm.framing.tensors import take_tensor, tensor_of
-from splitlearn_comm.messages import ComputeCall, ComputeResult, KVEntries, KVEntry
+from splitlearn_comm.messages import ComputeCall, ComputeResult, KVEntries
 
 _REQUEST_TENSOR = (pb.ComputeRequest.TENSOR_FIELD_NUMBER,)
 _RESPONSE_TENSOR = (pb.ComputeResponse.TENSOR_FIELD_NUMBER,)
@@ -21,7 +22,7 @@ def encode_call(call: ComputeCall, expected_fingerprint: str | None = None) -> b
     fields = pb.ComputeRequest(
         attention_mask=encode_optional(call.attention_mask),
         position_ids=encode_optional(call.position_ids),
-        past_key_values=_encode_cache(call.past_key_values),
+        past_key_values=encode_cache(call.past_key_values),
         use_cache=call.use_cache,
         expected_fingerprint=expected_fingerprint or "",
     ).SerializeToString()
@@ -40,7 +41,7 @@ def decode_call(data: bytes) -> tuple[ComputeCall, str]:
         tensor=tensor_of(message.tensor) if taken is None else taken.tensor,
         attention_mask=attention_mask_of(message),
         position_ids=position_ids_of(message),
-        past_key_values=_cache_of(message),
+        past_key_values=cache_of(message),
         use_cache=message.use_cache,
     )
     return call, message.expected_fingerprint
@@ -48,7 +49,7 @@ def decode_call(data: bytes) -> tuple[ComputeCall, str]:
 
 def encode_result(result: ComputeResult) -> bytes:
     """The bytes of a result. Raises `InvalidRequestError` for a tensor that cannot be sent."""
-    fields = pb.ComputeResponse(past_key_values=_encode_cache(result.past_key_values)).SerializeToString()
+    fields = pb.ComputeResponse(past_key_values=encode_cache(result.past_key_values)).SerializeToString()
     return whole(with_tensor(fields, _RESPONSE_TENSOR, result.tensor))
 
 
@@ -56,7 +57,7 @@ def decode_result(data: bytes) -> ComputeResult:
     """The result in the bytes. Raises `InvalidRequestError` if they are malformed."""
     taken = take_tensor(data, _RESPONSE_TENSOR)
     message = parse(pb.ComputeResponse, data if taken is None else taken.outer)
-    return ComputeResult(tensor_of(message.tensor) if taken is None else taken.tensor, _cache_of(message))
+    return ComputeResult(tensor_of(message.tensor) if taken is None else taken.tensor, cache_of(message))
 
 
 def unpacked(result: ComputeResult, use_cache: bool) -> torch.Tensor | tuple[torch.Tensor, KVEntries]:
@@ -66,26 +67,3 @@ def unpacked(result: ComputeResult, use_cache: bool) -> torch.Tensor | tuple[tor
     if result.past_key_values is None:
         raise UnsupportedOperationError("the server sent no cache although use_cache was asked for")
     return result.tensor, result.past_key_values
-
-
-def _encode_cache(cache: KVEntries | None) -> pb.KVCache | None:
-    if cache is None:
-        return None
-    return pb.KVCache(entries=[_encode_entry(entry) for entry in cache.entries], position=cache.position)
-
-
-def _encode_entry(entry: KVEntry) -> pb.KVCacheEntry:
-    tensors = [pb.NamedTensor(name=name, tensor=CODEC.encode(tensor)) for name, tensor in entry.tensors.items()]
-    return pb.KVCacheEntry(layer=entry.layer, kind=entry.kind, tensors=tensors)
-
-
-def _cache_of(message: pb.ComputeRequest | pb.ComputeResponse) -> KVEntries | None:
-    if not message.HasField("past_key_values"):
-        return None
-    cache = message.past_key_values
-    return KVEntries(tuple(_decode_entry(entry) for entry in cache.entries), cache.position)
-
-
-def _decode_entry(entry: pb.KVCacheEntry) -> KVEntry:
-    tensors = {named.name: CODEC.decode(named.tensor) for named in entry.tensors}
-    return KVEntry(entry.layer, entry.kind, tensors)

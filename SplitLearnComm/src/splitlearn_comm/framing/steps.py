@@ -4,19 +4,30 @@ from __future__ import annotations
 
 from collections.abc import Collection
 from dataclasses import dataclass, replace
-from typing import assert_never
+from typing import Any, assert_never
 
 import torch
 
 from splitlearn_comm._proto.splitlearn.v1 import compute_pb2 as pb
 from splitlearn_comm.errors import CommError, InvalidRequestError
 from splitlearn_comm.framing.assembly import PLAIN, Packing, with_tensor
+from splitlearn_comm.framing.caches import decode_cache, encode_cache
 from splitlearn_comm.framing.chunks import ChunkBuffer, Outgoing
 from splitlearn_comm.framing.fields import attention_mask_of, encode_optional, parse, position_ids_of
 from splitlearn_comm.framing.locate import locate
 from splitlearn_comm.framing.service import decode_error, encode_error
 from splitlearn_comm.framing.tensors import take_tensor, tensor_of
-from splitlearn_comm.messages import RAW_CODECS, Action, Codecs, Crop, Forward, Reorder, StartRecording, Timings
+from splitlearn_comm.messages import (
+    RAW_CODECS,
+    Action,
+    Codecs,
+    Crop,
+    Forward,
+    Reorder,
+    SessionState,
+    StartRecording,
+    Timings,
+)
 
 _DONE = pb.Done()
 _FORWARD_TENSOR = (pb.SessionRequest.FORWARD_FIELD_NUMBER, pb.Forward.TENSOR_FIELD_NUMBER)
@@ -40,11 +51,25 @@ class Open:
     """How hidden states are coded."""
     timings: bool = False
     """Whether answers are to say where the time went."""
+    can_move: bool = False
+    """Whether the client knows another server to go to when this one drains."""
 
 
 @dataclass(frozen=True, slots=True)
 class Close:
     """End the session."""
+
+
+@dataclass(frozen=True, slots=True)
+class Export:
+    """Give out the session's state."""
+
+
+@dataclass(frozen=True, slots=True)
+class Import:
+    """Put a state that was given out elsewhere into this new session."""
+
+    state: SessionState
 
 
 @dataclass(frozen=True, slots=True)
@@ -54,7 +79,7 @@ class Request:
     step_id: int
     position: int
     """Tokens in the cache before it, as the client counts."""
-    action: Action | Open | Close
+    action: Action | Open | Close | Export | Import
 
 
 @dataclass(frozen=True, slots=True)
@@ -69,8 +94,12 @@ class Answer:
     """[B, T, H] after a forward."""
     opened: Opened | None = None
     """After an open."""
+    state: SessionState | None = None
+    """After an export."""
     error: CommError | None = None
     """Why it was refused."""
+    draining: bool = False
+    """Whether the server asks the client to move."""
     timings: Timings | None = None
     """Where the time went, if that was asked for."""
     num_bytes: int = 0
@@ -85,6 +114,8 @@ class Opened:
     """Its limit; 0 if it does not say."""
     chunk_bytes: int
     """Data of a tensor it takes in one message; 0: it takes no chunks."""
+    stateful: bool = True
+    """Whether the session has state there."""
 
 
 class Inbox:
@@ -127,7 +158,14 @@ class Inbox:
         taken = take_tensor(data, _RESPONSE_TENSOR, self.codecs)
         if taken is not None:
             outer = parse(pb.SessionResponse, taken.outer)
-            return Answer(outer.step_id, outer.position, taken.tensor, timings=_timings_of(outer), num_bytes=len(data))
+            return Answer(
+                outer.step_id,
+                outer.position,
+                taken.tensor,
+                draining=outer.draining,
+                timings=_timings_of(outer),
+                num_bytes=len(data),
+            )
         if self._take_chunk(data, _RESPONSE_CHUNK):
             self._chunked_bytes += len(data)
             return None
@@ -142,7 +180,7 @@ class Inbox:
         self._chunks.add(fields.offset, fields.total_bytes, memoryview(data)[located.begin : located.end])
         return True
 
-    def _action_of(self, message: pb.SessionRequest) -> Action | Open | Close:
+    def _action_of(self, message: pb.SessionRequest) -> Action | Open | Close | Export | Import:
         match message.WhichOneof("action"):
             case "forward":
                 forward = message.forward
@@ -157,6 +195,10 @@ class Inbox:
                 return _open_of(message)
             case "close":
                 return Close()
+            case "export":
+                return Export()
+            case "import_state":
+                return Import(_state_of(message.import_state.state))
             case _:
                 raise InvalidRequestError(
                     "a session message without an action: expected open, forward, reorder, crop, start_recording, "
@@ -164,17 +206,21 @@ class Inbox:
                 )
 
     def _answer_of(self, message: pb.SessionResponse) -> Answer:
-        step_id, position, timings = message.step_id, message.position, _timings_of(message)
+        step_id, position = message.step_id, message.position
+        common: dict[str, Any] = {"timings": _timings_of(message), "draining": message.draining}
         match message.WhichOneof("result"):
             case "tensor":
-                return Answer(step_id, position, self._tensor_of(message.tensor), timings=timings)
+                return Answer(step_id, position, self._tensor_of(message.tensor), **common)
             case "opened":
-                opened = Opened(message.opened.max_message_bytes, message.opened.chunk_bytes)
+                came = message.opened
+                opened = Opened(came.max_message_bytes, came.chunk_bytes, came.stateful)
                 return Answer(step_id, position, opened=opened)
+            case "state":
+                return Answer(step_id, position, state=_state_of(message.state), **common)
             case "error":
                 return Answer(step_id, position, error=decode_error(message.error))
             case _:
-                return Answer(step_id, position, timings=timings)
+                return Answer(step_id, position, **common)
 
     def _tensor_of(self, message: pb.TensorData) -> torch.Tensor:
         num_bytes = message.chunked_bytes
@@ -188,15 +234,28 @@ def encode_open(opening: Open, position: int = 0) -> bytes:
         resume=opening.resume,
         chunk_bytes=opening.chunk_bytes,
         timings=opening.timings,
+        can_move=opening.can_move,
     )
     if opening.codecs != RAW_CODECS:
         action.hidden.to_server, action.hidden.to_client = opening.codecs.to_server, opening.codecs.to_client
     return pb.SessionRequest(session_id=opening.session_id, position=position, open=action).SerializeToString()
 
 
-def encode_close() -> bytes:
-    """The message that ends a session."""
-    return pb.SessionRequest(close=pb.Close()).SerializeToString()
+def encode_close(step_id: int = 0) -> bytes:
+    """The message that ends a session; its answer carries the same number."""
+    return pb.SessionRequest(step_id=step_id, close=pb.Close()).SerializeToString()
+
+
+def encode_export(step_id: int, position: int) -> bytes:
+    """The message that asks for a session's state."""
+    return pb.SessionRequest(step_id=step_id, position=position, export=pb.Export()).SerializeToString()
+
+
+def encode_import(step_id: int, state: SessionState) -> bytes:
+    """The message that puts a state into a session that was just opened; `step_id` is the last step done."""
+    action = pb.Import(state=_encode_state(state))
+    request = pb.SessionRequest(step_id=step_id, position=state.cache.position, import_state=action)
+    return request.SerializeToString()
 
 
 def encode_step(step_id: int, position: int, action: Action, packing: Packing = PLAIN) -> Outgoing:
@@ -219,7 +278,9 @@ def encode_step(step_id: int, position: int, action: Action, packing: Packing = 
 
 def encode_opened(step_id: int, position: int, opened: Opened) -> bytes:
     """The answer to an open."""
-    result = pb.Opened(max_message_bytes=opened.max_message_bytes, chunk_bytes=opened.chunk_bytes)
+    result = pb.Opened(
+        max_message_bytes=opened.max_message_bytes, chunk_bytes=opened.chunk_bytes, stateful=opened.stateful
+    )
     return pb.SessionResponse(step_id=step_id, position=position, opened=result).SerializeToString()
 
 
@@ -231,10 +292,25 @@ def encode_done(step_id: int, position: int, tensor: torch.Tensor | None = None,
     return with_tensor(fields, _RESPONSE_TENSOR, tensor, b"", packing, _RESPONSE_CHUNK)
 
 
+def encode_state(step_id: int, position: int, state: SessionState) -> bytes:
+    """The answer to an export."""
+    return pb.SessionResponse(step_id=step_id, position=position, state=_encode_state(state)).SerializeToString()
+
+
+def with_draining(answer: Outgoing) -> Outgoing:
+    """An answer that asks the client to move."""
+    return _with_field(answer, pb.SessionResponse(draining=True))
+
+
 def with_timings(answer: Outgoing, timings: Timings) -> Outgoing:
-    """An answer that says where the time went: fields of a message may stand in any order, so it is added behind."""
+    """An answer that says where the time went."""
     fields = pb.Timings(queue_s=timings.queue_s, compute_s=timings.compute_s, serialise_s=timings.serialise_s)
-    added = pb.SessionResponse(timings=fields).SerializeToString()
+    return _with_field(answer, pb.SessionResponse(timings=fields))
+
+
+def _with_field(answer: Outgoing, field: pb.SessionResponse) -> Outgoing:
+    # Fields of a message may stand in any order, so one can be added behind.
+    added = field.SerializeToString()
     return answer + added if isinstance(answer, bytes) else replace(answer, last=answer.last + added)
 
 
@@ -252,7 +328,16 @@ def _open_of(message: pb.SessionRequest) -> Open:
         chunk_bytes=opening.chunk_bytes,
         codecs=Codecs(opening.hidden.to_server, opening.hidden.to_client),
         timings=opening.timings,
+        can_move=opening.can_move,
     )
+
+
+def _state_of(message: pb.SessionState) -> SessionState:
+    return SessionState(decode_cache(message.cache), message.batch if message.HasField("batch") else None)
+
+
+def _encode_state(state: SessionState) -> pb.SessionState:
+    return pb.SessionState(cache=encode_cache(state.cache), batch=state.batch)
 
 
 def _timings_of(message: pb.SessionResponse) -> Timings | None:

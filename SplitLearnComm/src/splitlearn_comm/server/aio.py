@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import importlib.util
+import time
 from dataclasses import replace
 from typing import Any
 
@@ -85,7 +86,9 @@ class AioServer:
         with contextlib.suppress(asyncio.CancelledError):
             await self._reaper
         self._sessions.drain()
-        await self._server.stop(grace_s)
+        began_s = time.monotonic()
+        await self._sessions.wait_for_moves(grace_s)
+        await self._server.stop(max(0.0, grace_s - (time.monotonic() - began_s)))
         await self._sessions.stop()
         await self._host.teardown()
 

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import time
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import grpc.aio
@@ -16,15 +17,16 @@ from splitlearn_comm.errors import (
     InvalidRequestError,
     MessageTooLargeError,
     ResourceExhaustedError,
+    ServerUnavailableError,
     UnsupportedOperationError,
 )
 from splitlearn_comm.framing import steps
 from splitlearn_comm.framing.assembly import PLAIN, Packing
 from splitlearn_comm.framing.chunks import CHUNK_BYTES, Outgoing, messages_of
 from splitlearn_comm.host import SessionHost
-from splitlearn_comm.messages import Action, Codecs, Crop, Forward, Reorder, Timings
+from splitlearn_comm.messages import Action, Codecs, Crop, Forward, KVEntries, Reorder, SessionState, Timings
 from splitlearn_comm.server.config import GRPCServerConfig
-from splitlearn_comm.server.faults import abort, as_comm_error, logger
+from splitlearn_comm.server.faults import abort, as_comm_error, logger, told_without_contents
 from splitlearn_comm.server.security.accounts import Meter
 from splitlearn_comm.server.security.caller import CALLER
 from splitlearn_comm.server.statistics import ServerStatistics
@@ -45,6 +47,8 @@ class _Stream:
     is_busy: bool = False
     packing: Packing = PLAIN
     tells_timings: bool = False
+    can_move: bool = False
+    """Whether the client would take its session elsewhere."""
     arrived_s: float = field(default=0.0)
     """When the message that is being answered came."""
     pause_s: float = 0.0
@@ -100,11 +104,25 @@ class SessionService:
                 await self._close_at_host(session_id)
 
     def drain(self) -> None:
-        """End each stream after the step it is running, the idle ones now."""
+        """Open no more sessions; end each stream after the step it is running, the idle ones now.
+
+        Streams whose clients can take their sessions elsewhere go on, and are asked to do so.
+        """
         self._is_draining = True
+        self._end_idle()
+
+    def _end_idle(self) -> None:
         for task, stream in self._streams.items():
-            if not stream.is_busy:
+            if not stream.is_busy and not stream.can_move:
                 task.cancel()
+
+    async def wait_for_moves(self, timeout_s: float) -> None:
+        """Wait until the clients that can have taken their sessions elsewhere; after the timeout end them too."""
+        if moving := [task for task, stream in self._streams.items() if stream.can_move]:
+            await asyncio.wait(moving, timeout=timeout_s)
+        for stream in self._streams.values():
+            stream.can_move = False
+        self._end_idle()
 
     async def stop(self) -> None:
         """Cut off what drains no more, and close all sessions."""
@@ -130,10 +148,12 @@ class SessionService:
             stream.meter.release()
             self._table.detach(stream.session_id, stream.attachment, self._clock())
         if self._is_draining:
-            await context.abort(grpc.StatusCode.UNAVAILABLE, "the server is stopping")
+            with contextlib.suppress(grpc.aio.InternalError):
+                # Of a client that has left already, gRPC complains.
+                await context.abort(grpc.StatusCode.UNAVAILABLE, "the server is stopping")
 
     async def _converse(self, stream: _Stream, context: grpc.aio.ServicerContext[Any, Any]) -> None:
-        while not self._is_draining and (data := await context.read()) is not _END:
+        while (stream.can_move or not self._is_draining) and (data := await context.read()) is not _END:
             stream.is_busy = True
             stream.meter.receive(len(data))
             reply = await self._answer(stream, data)
@@ -169,9 +189,14 @@ class SessionService:
             case steps.Open():
                 return await self._open(stream, request.action)
             case steps.Close():
-                return await self._close(stream)
+                return await self._close(stream, request.step_id)
+            case steps.Export():
+                return await self._export(stream)
+            case steps.Import(state):
+                return await self._import(stream, request, state)
             case action:
-                return await self._step(stream, request, action)
+                reply = await self._step(stream, request, action)
+        return steps.with_draining(reply) if self._is_draining and stream.can_move else reply
 
     async def _open(self, stream: _Stream, opening: steps.Open) -> Outgoing:
         if stream.session_id not in ("", opening.session_id) and self._table.has(stream.session_id):
@@ -179,12 +204,14 @@ class SessionService:
                 f"this stream has session {stream.session_id}; open another on a stream of its own"
             )
         self._validator.check_fingerprint(opening.expected_fingerprint)
+        if self._is_draining and not opening.resume:
+            raise ServerUnavailableError("this server is stopping and opens no more sessions; ask another")
         self._agree(stream, opening)
         if opening.resume or self._is_repeated_open(opening.session_id):
             ledger = await self._resume(stream, opening.session_id)
         else:
             ledger = await self._open_new(stream, opening.session_id)
-        opened = steps.Opened(self._config.max_message_bytes, CHUNK_BYTES)
+        opened = steps.Opened(self._config.max_message_bytes, CHUNK_BYTES, self._is_stateful)
         return steps.encode_opened(ledger.step_id, ledger.position, opened)
 
     def _agree(self, stream: _Stream, opening: steps.Open) -> None:
@@ -194,6 +221,7 @@ class SessionService:
             opening.codecs.to_client, opening.chunk_bytes and min(opening.chunk_bytes, CHUNK_BYTES)
         )
         stream.tells_timings = opening.timings
+        stream.can_move = opening.can_move
 
     def _is_repeated_open(self, session_id: str) -> bool:
         # The answer to an open may be lost too: an open of a session that has done nothing yet is the same open again.
@@ -224,18 +252,42 @@ class SessionService:
             await self._waiting.setdefault(session_id, asyncio.Event()).wait()
         return self._table.ledger(session_id)
 
-    async def _close(self, stream: _Stream) -> Outgoing:
+    async def _close(self, stream: _Stream, step_id: int) -> Outgoing:
         session_id, stream.session_id = stream.session_id, ""
         if self._table.has(session_id):
             self._table.use(session_id, stream.attachment, self._clock())
             self._table.close(session_id)
             await self._close_at_host(session_id)
-        return steps.encode_done(0, 0)
+        return steps.encode_done(step_id, 0)
 
-    async def _step(self, stream: _Stream, request: steps.Request, action: Action) -> Outgoing:
+    async def _export(self, stream: _Stream) -> Outgoing:
+        ledger = self._ledger_of(stream)
+        cache = await self._host.export_session(ledger.session_id) if self._is_stateful else KVEntries((), 0)
+        state = SessionState(replace(cache, position=ledger.position), ledger.batch)
+        reply = steps.encode_state(ledger.step_id, ledger.position, state)
+        if len(reply) > self._config.max_message_bytes:
+            raise MessageTooLargeError(f"the session has {len(reply)} bytes; {self._config.max_message_bytes} are sent")
+        return reply
+
+    async def _import(self, stream: _Stream, request: steps.Request, state: SessionState) -> Outgoing:
+        ledger = self._ledger_of(stream)
+        self._validator.check_state(state, request.position)
+        ledger.adopt(request.step_id, state.cache.position, state.batch)
+        if self._is_stateful:
+            try:
+                await self._host.import_session(ledger.session_id, state.cache)
+            except BaseException:
+                await self._end(ledger, "its state could not be imported")
+                raise
+        return steps.encode_done(ledger.step_id, ledger.position)
+
+    def _ledger_of(self, stream: _Stream) -> Ledger:
         if not stream.session_id:
             raise InvalidRequestError("no session is open on this stream; the first message has to open one")
-        ledger = self._table.use(stream.session_id, stream.attachment, self._clock())
+        return self._table.use(stream.session_id, stream.attachment, self._clock())
+
+    async def _step(self, stream: _Stream, request: steps.Request, action: Action) -> Outgoing:
+        ledger = self._ledger_of(stream)
         verdict = ledger.admit(request.step_id, request.position, effect_of(action))
         if isinstance(verdict, Replay):
             self._statistics.replays += 1
@@ -300,8 +352,8 @@ class SessionService:
     async def _close_at_host(self, session_id: str) -> None:
         try:
             await self._host.close_session(session_id)
-        except Exception:
-            logger.exception("the host failed to close session %s", session_id)
+        except Exception as error:
+            logger.error("the host failed to close session %s\n%s", session_id, told_without_contents(error))
 
     def num_open(self) -> int:
         """Sessions open now."""

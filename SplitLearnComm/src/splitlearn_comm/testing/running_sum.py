@@ -84,6 +84,17 @@ class RunningSumHost(SessionHost):
                 raise InvalidRequestError(f"{action} before the first forward")
         return None
 
+    async def export_session(self, session_id: str) -> KVEntries:
+        """The inputs seen so far."""
+        inputs_BPH = self._caches_BPH[session_id]
+        if inputs_BPH is None:
+            return KVEntries((), 0)
+        return KVEntries((KVEntry(0, "inputs", {"inputs": inputs_BPH}),), inputs_BPH.shape[1])
+
+    async def import_session(self, session_id: str, cache: KVEntries) -> None:
+        """Go on from such inputs."""
+        self._caches_BPH[session_id] = _inputs_of(cache) if cache.position else None
+
     async def close_session(self, session_id: str) -> None:
         """Forget the cache."""
         self._caches_BPH.pop(session_id, None)

@@ -88,15 +88,27 @@ class HostedTrunk(SessionHost):
         Raises:
             SessionNotFoundError: the session is not open, or an earlier step of it failed half-way.
         """
-        if session_id not in self._caches:
-            raise SessionNotFoundError("this session is not open, or a step of it failed; open a new one")
-        cache = self._caches[session_id]
+        cache = self._cache_of(session_id)
         try:
             return await self._worker.run(partial(self._step, cache, action))
         except Exception:
             # Some layers may have appended to their cache and others not: the session cannot go on.
             self._caches.pop(session_id, None)
             raise
+
+    async def export_session(self, session_id: str) -> KVEntries:
+        """Give out a session's cache; raises as `SessionHost.export_session` does."""
+        return await self._worker.run(partial(self._export, self._cache_of(session_id)))
+
+    async def import_session(self, session_id: str, cache: KVEntries) -> None:
+        """Fill a new session with a cache from another server of the same trunk."""
+        self._cache_of(session_id)
+        self._caches[session_id] = await self._worker.run(partial(self._import, cache))
+
+    def _cache_of(self, session_id: str) -> PartCache:
+        if session_id not in self._caches:
+            raise SessionNotFoundError("this session is not open, or a step of it failed; open a new one")
+        return self._caches[session_id]
 
     async def close_session(self, session_id: str) -> None:
         """Free a session's cache."""

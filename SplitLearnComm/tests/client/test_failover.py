@@ -1,0 +1,237 @@
+"""Sessions that lose their server, or are asked to leave it."""
+
+import asyncio
+import threading
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
+
+import pytest
+import torch
+
+from splitlearn_comm import (
+    AsyncComputeClient,
+    ComputeFunction,
+    GRPCComputeServer,
+    ServerUnavailableError,
+    SessionNotFoundError,
+)
+from splitlearn_comm.client import ClientOptions
+from splitlearn_comm.quickstart import Client
+from splitlearn_comm.testing import RunningSumHost, ServerProcess
+
+SUMS = "splitlearn_comm.testing:RunningSumHost"
+NUM_STEPS = 40
+HIDDEN_BTH = torch.randint(-9, 9, (2, NUM_STEPS, 4)).float()
+"""Sums of small integers are exact."""
+EXPECTED_BTH = HIDDEN_BTH.cumsum(1)
+
+
+def stepped(step: Callable[[torch.Tensor], torch.Tensor], at: dict[int, Callable[[], object]]) -> torch.Tensor:
+    """All tokens, one a step; before some of them something happens."""
+    outputs = []
+    for index in range(NUM_STEPS):
+        at.get(index, lambda: None)()
+        outputs.append(step(HIDDEN_BTH[:, index : index + 1]))
+    return torch.cat(outputs, dim=1)
+
+
+@pytest.mark.parametrize("index", [1, 20, 39])
+def test_a_session_whose_server_is_killed_goes_on_at_another(index: int) -> None:
+    with (
+        ServerProcess(SUMS) as first,
+        ServerProcess(SUMS) as second,
+        Client([first.address, second.address]) as client,
+        client.session() as session,
+    ):
+        output_BTH = stepped(session.step, {index: first.kill})
+        assert torch.equal(output_BTH, EXPECTED_BTH)
+        assert session.position == NUM_STEPS
+        counted = client.statistics()
+        assert (counted.failovers, counted.replayed_steps, counted.moves) == (1, index, 0)
+
+
+def test_a_session_goes_on_at_another_with_asyncio_too() -> None:
+    async def main() -> None:
+        with ServerProcess(SUMS) as first, ServerProcess(SUMS) as second:
+            async with AsyncComputeClient([first.address, second.address]) as client, client.session() as session:
+                outputs = []
+                for index in range(NUM_STEPS):
+                    if index == 15:
+                        first.kill()
+                    outputs.append(await session.step(HIDDEN_BTH[:, index : index + 1]))
+                assert torch.equal(torch.cat(outputs, dim=1), EXPECTED_BTH)
+                assert client.statistics().replayed_steps == 15
+
+    asyncio.run(main())
+
+
+def test_a_server_killed_while_it_computes_does_not_lose_the_step() -> None:
+    """The step that was under way is done once more, at the other server, from the same state."""
+    with (
+        ServerProcess(SUMS) as first,
+        ServerProcess(SUMS) as second,
+        Client([first.address, second.address]) as client,
+        client.session() as session,
+    ):
+        killer = threading.Timer(0.02, first.kill)
+        killer.start()
+        output_BTH = stepped(session.step, {NUM_STEPS - 1: killer.join})
+        assert torch.equal(output_BTH, EXPECTED_BTH)
+
+
+def test_everything_is_said_again_in_order_crops_and_reorders_too() -> None:
+    with (
+        ServerProcess(SUMS) as first,
+        ServerProcess(SUMS) as second,
+        Client([first.address, second.address]) as client,
+        client.session() as session,
+    ):
+        session.step(HIDDEN_BTH[:, :5])
+        session.start_recording()
+        session.crop(2)
+        session.reorder([1, 0, 1])
+        first.kill()
+        output_BTH = session.step(HIDDEN_BTH[[1, 0, 1], 3:6])
+        assert torch.equal(output_BTH, EXPECTED_BTH[[1, 0, 1], 3:6])
+
+
+def test_a_server_that_was_started_again_is_told_everything_again() -> None:
+    with ServerProcess(SUMS) as first, Client(first.address) as client, client.session() as session:
+        session.step(HIDDEN_BTH[:, :5])
+        first.kill()
+        with GRPCComputeServer(RunningSumHost(), port=int(first.address.rpartition(":")[2])):
+            assert torch.equal(session.step(HIDDEN_BTH[:, 5:7]), EXPECTED_BTH[:, 5:7])
+        assert client.statistics().replayed_steps == 1
+
+
+@pytest.mark.parametrize("options", [{"replay_bytes": 0}, {"replay_bytes": 100}])
+def test_without_room_for_what_was_sent_a_lost_session_is_lost(options: ClientOptions) -> None:
+    with (
+        ServerProcess(SUMS) as first,
+        ServerProcess(SUMS) as second,
+        Client([first.address, second.address], **options) as client,
+        client.session() as session,
+    ):
+        session.step(HIDDEN_BTH)
+        first.kill()
+        with pytest.raises(ServerUnavailableError, match=r"lost in the middle .* at position 40"):
+            session.step(HIDDEN_BTH)
+        with client.session() as another:
+            assert torch.equal(another.step(HIDDEN_BTH), EXPECTED_BTH)
+
+
+def test_what_was_sent_is_kept_as_it_was() -> None:
+    """A caller may use the memory of a tensor again as soon as its step is done."""
+    hidden_BTH = torch.randint(-9, 9, (40_000, 12, 4)).float()  # 7.7 MB, in chunks
+    expected_BTH = torch.cat((hidden_BTH, hidden_BTH), dim=1).cumsum(1)[:, 12:]
+    with (
+        ServerProcess(SUMS) as first,
+        ServerProcess(SUMS) as second,
+        Client([first.address, second.address]) as client,
+        client.session() as session,
+    ):
+        sent_BTH = hidden_BTH.clone()
+        session.step(sent_BTH)
+        sent_BTH.zero_()
+        first.kill()
+        assert torch.equal(session.step(hidden_BTH), expected_BTH)
+
+
+def test_all_servers_gone_is_an_error_in_time() -> None:
+    with (
+        ServerProcess(SUMS) as first,
+        ServerProcess(SUMS) as second,
+        Client([first.address, second.address]) as client,
+        client.session() as session,
+    ):
+        session.step(HIDDEN_BTH)
+        first.kill()
+        second.kill()
+        with pytest.raises(ServerUnavailableError, match=r"lost in the middle .*nothing listens"):
+            session.step(HIDDEN_BTH)
+
+
+class Counting(ComputeFunction):
+    """Gives back what it gets, and counts."""
+
+    def __init__(self) -> None:
+        self.calls = 0
+
+    def compute(self, tensor: torch.Tensor) -> torch.Tensor:
+        self.calls += 1
+        return tensor
+
+
+def test_a_function_without_state_is_not_called_twice_for_a_step() -> None:
+    second = Counting()
+    with ServerProcess("splitlearn_comm.testing:Identity") as first, GRPCComputeServer(second, port=0) as server:
+        with Client([first.address, server.address]) as client, client.session() as session:
+            output_BTH = stepped(session.step, {20: first.kill})
+        assert torch.equal(output_BTH, HIDDEN_BTH)
+        assert session.position == NUM_STEPS
+        assert second.calls == 20
+
+
+def test_a_drain_moves_sessions_with_their_state() -> None:
+    first = GRPCComputeServer(RunningSumHost(), port=0)
+    first.start(block=False)
+    with GRPCComputeServer(RunningSumHost(), port=0) as second, Client([first.address, second.address]) as client:
+        half_way, may_go_on = threading.Barrier(9), threading.Event()
+
+        def generate(_: int) -> bool:
+            with client.session() as session:
+                output_BTH = stepped(session.step, {20: lambda: (half_way.wait(), may_go_on.wait())})
+                return torch.equal(output_BTH, EXPECTED_BTH)
+
+        with ThreadPoolExecutor(9) as pool:
+            sessions = [pool.submit(generate, number) for number in range(8)]
+            half_way.wait()
+            assert first.statistics().sessions_open == 8
+            stopping = pool.submit(first.stop, grace_s=60)
+            while client_is_asked_to(first):
+                pass
+            may_go_on.set()
+            assert all(session.result() for session in sessions)
+            stopping.result()
+        counted = client.statistics()
+        assert (counted.moves, counted.failovers, counted.replayed_steps) == (8, 0, 0)
+        assert second.statistics().sessions_opened == 8
+
+
+def client_is_asked_to(server: GRPCComputeServer) -> bool:
+    """Whether a server still says that it takes calls."""
+    with Client(server.address) as client:
+        return client.health()
+
+
+def test_a_server_that_drains_opens_no_new_sessions_and_the_client_asks_another() -> None:
+    first = GRPCComputeServer(RunningSumHost(), port=0)
+    first.start(block=False)
+    with (
+        GRPCComputeServer(RunningSumHost(), port=0) as second,
+        Client([first.address, second.address]) as client,
+        ThreadPoolExecutor(1) as pool,
+        client.session() as session,
+    ):
+        session.step(HIDDEN_BTH[:, :1])
+        stopping = pool.submit(first.stop, grace_s=60)
+        while client_is_asked_to(first):
+            pass
+        with client.session() as another:
+            assert torch.equal(another.step(HIDDEN_BTH), EXPECTED_BTH)
+        assert not stopping.done()
+        for index in range(1, 4):
+            assert torch.equal(session.step(HIDDEN_BTH[:, index : index + 1]), EXPECTED_BTH[:, index : index + 1])
+        stopping.result()
+        assert client.statistics().replayed_steps == 0
+
+
+def test_a_client_without_another_server_does_not_hold_up_a_drain() -> None:
+    server = GRPCComputeServer(RunningSumHost(), port=0)
+    server.start(block=False)
+    with Client(server.address) as client:
+        session = client.session()
+        session.step(HIDDEN_BTH)
+        server.stop(grace_s=600)
+        with pytest.raises((ServerUnavailableError, SessionNotFoundError)):
+            session.step(HIDDEN_BTH)
