@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field, fields
 
-from splitlearn_comm.protocol import KEEPALIVE_TIME_MS, MAX_MESSAGE_BYTES
+from splitlearn_comm.protocol import KEEPALIVE_TIME_MS, MAX_MESSAGE_BYTES, SHORTEST_PING_INTERVAL_MS
 from splitlearn_comm.server.security.limits import ClientLimits
 from splitlearn_comm.server.security.tls import ServerTLS
 from splitlearn_comm.server.security.tokens import Tokens
@@ -58,7 +58,7 @@ class GRPCServerConfig:
             ("grpc.so_reuseport", 0),
             # Clients ping a silent connection; by default a server takes that for abuse and hangs up.
             ("grpc.keepalive_permit_without_calls", 1),
-            ("grpc.http2.min_ping_interval_without_data_ms", KEEPALIVE_TIME_MS // 2),
+            ("grpc.http2.min_ping_interval_without_data_ms", SHORTEST_PING_INTERVAL_MS),
             # And the server itself notices a client whose machine is gone.
             ("grpc.keepalive_time_ms", KEEPALIVE_TIME_MS),
             ("grpc.keepalive_timeout_ms", KEEPALIVE_TIME_MS // 2),
