@@ -82,7 +82,7 @@ def test_server_not_there(served: Served) -> None:
         lambda: SplitModelForCausalLM.from_pretrained(str(served.directory), trunk=nowhere),
         lambda: Client(nowhere).compute(torch.ones(1)),
         lambda: Client(nowhere).session(),
-        lambda: Client([nowhere]),
+        lambda: Client([nowhere]).compute(torch.ones(1)),
     ):
         with pytest.raises(ServerUnavailableError) as caught:
             call()

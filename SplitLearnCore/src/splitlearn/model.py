@@ -44,8 +44,8 @@ class SplitModelForCausalLM:
 
         Args:
             model_id: `"builtin"`, a local directory in Hugging Face format, or a hub id.
-            trunk: the address `"host:port"` of a server, a list with one address, a `Trunk` part or a `TrunkPort`
-                in this process; None to load the trunk into this process.
+            trunk: the address `"host:port"` of a server, a list of those of several that host the same, a `Trunk` part
+                or a `TrunkPort` in this process; None to load the trunk into this process.
             split_points: `(a, b)`; None for the trunk's own.
             device: where the weights go; None for the CPU.
             dtype: dtype of the weights; None for float32 on the CPU and the checkpoint's own elsewhere.

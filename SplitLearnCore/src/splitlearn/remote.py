@@ -41,16 +41,15 @@ class RemoteTrunk(TrunkPort):
 
     @classmethod
     def connect(cls, address: str | Sequence[str]) -> Self:
-        """Connect to a server by its address `"host:port"`.
+        """Connect to a server by its address `"host:port"`, or to several that host the same trunk.
+
+        A session that loses its server goes on at another of them.
 
         Raises:
             ServerUnavailableError: nothing answers there.
             TrunkMismatchError: what answers there is no trunk.
         """
-        addresses = [address] if isinstance(address, str) else list(address)
-        if len(addresses) != 1:
-            raise ValueError(f"trunk= takes one address for now; got {len(addresses)}")
-        return cls(GRPCComputeClient(addresses[0]))
+        return cls(GRPCComputeClient(address))
 
     @property
     def info(self) -> TrunkInfo:
