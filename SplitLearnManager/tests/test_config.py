@@ -1,11 +1,11 @@
 """`ServerConfig`: what it refuses, and that all of it reaches the wire."""
 
-from dataclasses import FrozenInstanceError, asdict, fields
+from dataclasses import FrozenInstanceError, fields
 from typing import Any
 
 import pytest
 
-from splitlearn_comm.server import GRPCServerConfig
+from splitlearn_comm.server import ClientLimits, GRPCServerConfig, ServerTLS, TokenFile
 from splitlearn_manager import ServerConfig
 from splitlearn_manager.managed_server import comm_config
 
@@ -15,7 +15,10 @@ def test_an_unknown_key_is_an_error() -> None:
         ServerConfig(max_sesions=3)  # type: ignore[call-arg]
 
 
-@pytest.mark.parametrize("name", [item.name for item in fields(ServerConfig) if not isinstance(item.default, bool)])
+NUMBERS = [item.name for item in fields(ServerConfig) if type(item.default) in (int, float)]
+
+
+@pytest.mark.parametrize("name", NUMBERS)
 @pytest.mark.parametrize("value", [0, -1, "3", None, True, float("nan")])
 def test_numbers_are_greater_than_zero(name: str, value: Any) -> None:
     with pytest.raises(ValueError, match=f"{name} must be a number greater than zero; got {value!r}"):
@@ -34,6 +37,13 @@ def test_nothing_is_changed_afterwards() -> None:
 
 
 def test_every_setting_of_the_wire_is_handed_on() -> None:
-    values: dict[str, Any] = {item.name: index + 2 for index, item in enumerate(fields(GRPCServerConfig))}
-    values["refuse_nonfinite"] = False
-    assert asdict(comm_config(ServerConfig(**values))) == values
+    values: dict[str, Any] = {name: index + 2 for index, name in enumerate(NUMBERS)}
+    values |= {"refuse_nonfinite": False, "allow_insecure": True, "open_reflection": True}
+    values |= {
+        "tls": ServerTLS(certificate="c", key="k"),
+        "tokens": TokenFile("t"),
+        "client_limits": ClientLimits(max_calls=3),
+    }
+    assert values.keys() == {item.name for item in fields(GRPCServerConfig)}
+    wire = comm_config(ServerConfig(**values))
+    assert {name: getattr(wire, name) for name in values} == values

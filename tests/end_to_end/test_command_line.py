@@ -121,7 +121,11 @@ def test_an_error_is_one_line_and_status_1(tmp_path: Path) -> None:
         (["generate", "--sample", "--temperature", "0"], "--temperature takes a number above 0; got 0"),
         (["serve", "--log-level", "loud"], "--log-level takes debug, info, warning, error; got 'loud'"),
         (["serve", "--port", "0", "--attn-implementation", "none"], "--attn-implementation none does not go with this"),
-        (["serve", "--port", "0", "--host", "192.0.2.1"], "'192.0.2.1' is no address of this machine"),
+        (
+            ["serve", "--port", "0", "--host", "192.0.2.1", "--allow-insecure"],
+            "'192.0.2.1' is no address of this machine",
+        ),
+        (["serve", "--port", "0", "--host", "0.0.0.0"], "give --tls-certificate and --tls-key, and --token-file"),
     ],
 )
 def test_what_a_user_can_mend(

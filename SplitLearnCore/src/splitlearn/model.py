@@ -2,9 +2,9 @@
 
 import re
 import weakref
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from functools import partial
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import torch
 
@@ -39,6 +39,7 @@ class SplitModelForCausalLM:
         dtype: torch.dtype | None = None,
         attn_implementation: str | None = None,
         revision: str | None = None,
+        connection: Mapping[str, Any] | None = None,
     ) -> SplitModel:
         """Load Bottom and Top here and join them to a trunk.
 
@@ -51,6 +52,8 @@ class SplitModelForCausalLM:
             dtype: dtype of the weights; None for float32 on the CPU and the checkpoint's own elsewhere.
             attn_implementation: as in transformers; None for what the model prefers.
             revision: branch, tag or commit on the hub.
+            connection: options of the connection to a server, as `splitlearn_comm.GRPCComputeClient` takes them:
+                `{"token": ..., "tls": ClientTLS(ca=...), "timeout_s": ...}`.
 
         Raises:
             CheckpointError: no such checkpoint, or its weights are missing or truncated.
@@ -59,8 +62,9 @@ class SplitModelForCausalLM:
             UnsupportedModelError: the model cannot be cut exactly.
             ServerUnavailableError: (of splitlearn_comm) nothing answers at the address.
             MissingPackageError: a trunk on a server needs SplitLearnComm, and it is not installed.
+            AuthenticationError: (of splitlearn_comm) the server wants a token, and this is none it knows.
             AddressError: an address without a port.
-            TypeError: `trunk` is none of these.
+            TypeError: `trunk` is none of these, or `connection` was given without an address or has unknown options.
         """
         load = partial(
             load_client_model,
@@ -72,8 +76,10 @@ class SplitModelForCausalLM:
             revision=revision,
         )
         if trunk is None or isinstance(trunk, (TrunkPort, Trunk)):
+            if connection:
+                raise TypeError(f"connection= goes with the address of a server; trunk={type(trunk).__name__} has none")
             return load(trunk=trunk)
-        port = connect(trunk)
+        port = connect(trunk, connection)
         try:
             model = load(trunk=port)
         except BaseException:
@@ -84,7 +90,7 @@ class SplitModelForCausalLM:
         return model
 
 
-def connect(address: object) -> "RemoteTrunk":
+def connect(address: object, options: Mapping[str, Any] | None = None) -> "RemoteTrunk":
     """Connect to a trunk on a server; arguments and errors as in `SplitModelForCausalLM.from_pretrained`.
 
     Raises:
@@ -100,4 +106,4 @@ def connect(address: object) -> "RemoteTrunk":
         "a trunk on a server needs SplitLearnComm: pip install splitlearn-core[client] splitlearn-comm[client]"
     ):
         from splitlearn.remote import RemoteTrunk
-    return RemoteTrunk.connect(address)
+    return RemoteTrunk.connect(address, **(options or {}))

@@ -6,12 +6,12 @@ Tensor shapes: B rows, T new tokens, P cached tokens, H hidden size.
 import contextlib
 from collections import deque
 from collections.abc import Sequence
-from typing import Any, NoReturn, Self
+from typing import Any, NoReturn, Self, Unpack
 
 import torch
 
 from splitlearn_comm import GRPCComputeClient, ServiceInfo
-from splitlearn_comm.client import ClientSession
+from splitlearn_comm.client import ClientOptions, ClientSession
 from splitlearn_core import SplitPoints, TrunkInfo, TrunkMismatchError, TrunkPort, TrunkSession, UnsupportedOptionError
 
 TRAINING_REFUSED = (
@@ -40,16 +40,16 @@ class RemoteTrunk(TrunkPort):
         self._abandoned: deque[ClientSession] = deque()
 
     @classmethod
-    def connect(cls, address: str | Sequence[str]) -> Self:
+    def connect(cls, address: str | Sequence[str], **options: Unpack[ClientOptions]) -> Self:
         """Connect to a server by its address `"host:port"`, or to several that host the same trunk.
 
-        A session that loses its server goes on at another of them.
+        A session that loses its server goes on at another of them. The options are those of `GRPCComputeClient`.
 
         Raises:
             ServerUnavailableError: nothing answers there.
             TrunkMismatchError: what answers there is no trunk.
         """
-        return cls(GRPCComputeClient(address))
+        return cls(GRPCComputeClient(address, **options))
 
     @property
     def info(self) -> TrunkInfo:

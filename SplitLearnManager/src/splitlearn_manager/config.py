@@ -1,6 +1,9 @@
 """What can be set on a server."""
 
-from dataclasses import dataclass, fields
+from dataclasses import dataclass, field, fields
+
+from splitlearn_comm.server import ClientLimits, ServerTLS
+from splitlearn_comm.server.security import Tokens
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -24,6 +27,16 @@ class ServerConfig:
     """How long steps in flight may go on after SIGINT or SIGTERM."""
     refuse_nonfinite: bool = True
     """Refuse hidden states that hold NaN or Inf."""
+    tls: ServerTLS | None = None
+    """Certificate and key, and for mTLS the authority of clients' certificates; None for connections in the clear."""
+    tokens: Tokens | None = field(default=None, repr=False)
+    """Who may call: a `TokenFile`, or names with their tokens; None for anybody."""
+    client_limits: ClientLimits = field(default_factory=ClientLimits)
+    """What one client may have at most."""
+    allow_insecure: bool = False
+    """Listen where other machines can connect, without TLS or without knowing who calls."""
+    open_reflection: bool = False
+    """Answer reflection without a token, where there are tokens."""
 
     def __post_init__(self) -> None:
         for item in fields(self):
@@ -31,5 +44,7 @@ class ServerConfig:
             if isinstance(item.default, bool):
                 if not isinstance(value, bool):
                     raise ValueError(f"{item.name} must be True or False; got {value!r}")
-            elif isinstance(value, bool) or not isinstance(value, int | float) or not value > 0:
+            elif isinstance(item.default, int | float) and (
+                isinstance(value, bool) or not isinstance(value, int | float) or not value > 0
+            ):
                 raise ValueError(f"{item.name} must be a number greater than zero; got {value!r}")

@@ -8,7 +8,7 @@ from typing import Self
 import torch
 
 from splitlearn_comm import GRPCComputeServer, ServerStatistics
-from splitlearn_comm.server import GRPCServerConfig
+from splitlearn_comm.server import GRPCServerConfig, check_binding
 from splitlearn_core import Trunk, load_part
 from splitlearn_core.checkpoint.source import locate
 from splitlearn_manager.config import ServerConfig
@@ -27,7 +27,7 @@ class ManagedServer:
     Args:
         model: a hub id, a local directory, or `"builtin"`; None for the built-in model.
         port: TCP port; 0 picks a free one, see `address`.
-        host: address to listen at; the default is reachable from this machine alone.
+        host: address to listen at, or `unix:/path`; the default is reachable from this machine alone.
         split_points: `(a, b)`, the trunk being layers `[a, b)`; None for two layers at each end.
         device: where the trunk runs; None for the first GPU, else the CPU.
         dtype: dtype of weights and hidden states; None for float32 on the CPU, the checkpoint's own on a GPU.
@@ -39,6 +39,9 @@ class ManagedServer:
         CheckpointError, SplitPointError, UnsupportedModelError: (of splitlearn_core) when the model is loaded.
         DeviceNotFoundError: no such device.
         AddressInUseError: (of splitlearn_comm) the port is in use, said before the model is loaded.
+        ValueError: other machines could connect, and there is no TLS, or nobody is asked who he is (see
+            `ServerConfig.allow_insecure`); or a certificate or token file is of no use. Said before that too.
+        OSError: such a file cannot be read.
     """
 
     def __init__(
@@ -55,6 +58,9 @@ class ManagedServer:
         config: ServerConfig = ServerConfig(),  # noqa: B008 - frozen
     ) -> None:
         self.model_id = model or "builtin"
+        wire = comm_config(config)
+        check_binding(host, wire)
+        wire.check_files()
         chosen = choose_device(device)
         check_port_is_free(host, port)
         commit = locate(self.model_id, revision).commit
@@ -70,7 +76,7 @@ class ManagedServer:
         assert isinstance(trunk, Trunk)
         log_choices(self.model_id if commit is None else f"{self.model_id} at commit {commit}", trunk)
         hosted = HostedTrunk(trunk, name=public_name(self.model_id))
-        self._server = GRPCComputeServer(hosted, port=port, host=host, config=comm_config(config))
+        self._server = GRPCComputeServer(hosted, port=port, host=host, config=wire)
 
     @property
     def address(self) -> str:
@@ -136,4 +142,9 @@ def comm_config(config: ServerConfig) -> GRPCServerConfig:
         max_message_bytes=config.max_message_bytes,
         drain_timeout_s=config.drain_timeout_s,
         refuse_nonfinite=config.refuse_nonfinite,
+        tls=config.tls,
+        tokens=config.tokens,
+        client_limits=config.client_limits,
+        allow_insecure=config.allow_insecure,
+        open_reflection=config.open_reflection,
     )

@@ -7,7 +7,7 @@ from dataclasses import dataclass, field, fields
 from splitlearn_comm.protocol import KEEPALIVE_TIME_MS, MAX_MESSAGE_BYTES, SHORTEST_PING_INTERVAL_MS
 from splitlearn_comm.server.security.limits import ClientLimits
 from splitlearn_comm.server.security.tls import ServerTLS
-from splitlearn_comm.server.security.tokens import Tokens
+from splitlearn_comm.server.security.tokens import TokenBook, Tokens
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -48,6 +48,18 @@ class GRPCServerConfig:
     def is_closed_to_strangers(self) -> bool:
         """Whether nobody can listen in, and everybody has to prove who it is."""
         return self.tls is not None and (self.tokens is not None or self.tls.client_ca is not None)
+
+    def check_files(self) -> None:
+        """Find out now, and not when the server starts, whether certificate, key and tokens are of use.
+
+        Raises:
+            OSError: A file cannot be read.
+            ValueError: What is in it makes no sense.
+        """
+        if self.tls is not None:
+            self.tls.credentials()
+        if self.tokens is not None:
+            TokenBook(self.tokens)
 
     def channel_options(self) -> list[tuple[str, int]]:
         """The options of the gRPC server."""

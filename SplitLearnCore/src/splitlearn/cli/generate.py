@@ -9,6 +9,7 @@ from transformers import TextStreamer
 from splitlearn.cli.options import DtypeName, Model, Revision, SplitAt, parse_dtype, parse_split_points
 from splitlearn.cli.prompt import encode
 from splitlearn.cli.quiet import set_up_logging
+from splitlearn.cli.security import Certificate, Key, Token, TrustedCA, UseTLS, connection_options
 from splitlearn.errors import OptionError
 from splitlearn.model import SplitModelForCausalLM
 from splitlearn_core import load_tokenizer
@@ -23,7 +24,8 @@ def generate(
         str, typer.Option(help=f"Text to continue. Default: {PROMPT.strip()}", show_default=False)
     ] = PROMPT,
     trunk: Annotated[
-        str | None, typer.Option(help="host:port of a trunk server. Default: load the trunk into this process.")
+        str | None,
+        typer.Option(help="host:port or unix:/path of a trunk server. Default: load the trunk into this process."),
     ] = None,
     max_new_tokens: Annotated[int, typer.Option(min=1, help="Tokens to generate.")] = 50,
     sample: Annotated[bool, typer.Option("--sample", help="Sample. Default: take the likeliest token.")] = False,
@@ -32,18 +34,29 @@ def generate(
     split_points: SplitAt = None,
     dtype: DtypeName = None,
     revision: Revision = None,
+    token: Token = None,
+    tls: UseTLS = False,
+    tls_ca: TrustedCA = None,
+    tls_certificate: Certificate = None,
+    tls_key: Key = None,
 ) -> None:
     """Continue a prompt; text and token ids stay in this process."""
     set_up_logging("warning")
     if sample and not temperature > 0:
         raise OptionError(f"--temperature takes a number above 0; got {temperature:g}: leave --sample out instead")
     torch.manual_seed(seed)
+    connection = connection_options(token=token, tls=tls, ca=tls_ca, certificate=tls_certificate, key=tls_key)
     points, chosen_dtype = parse_split_points(split_points), parse_dtype(dtype)
     commit = locate(model, revision).commit  # once: the branch may go on before the tokenizer is loaded
     tokenizer = load_tokenizer(model, commit)
     encoded = encode(tokenizer, prompt)
     split = SplitModelForCausalLM.from_pretrained(
-        model, trunk=trunk, split_points=points, dtype=chosen_dtype, revision=commit
+        model,
+        trunk=trunk,
+        split_points=points,
+        dtype=chosen_dtype,
+        revision=commit,
+        connection=connection if trunk else None,
     )
     options = {"do_sample": True, "temperature": temperature} if sample else {"do_sample": False}
     split.generate(

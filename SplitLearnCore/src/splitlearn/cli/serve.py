@@ -15,13 +15,14 @@ from splitlearn.cli.options import (
     parse_split_points,
 )
 from splitlearn.cli.quiet import set_up_logging
+from splitlearn.cli.security import AllowInsecure, Certificate, ClientCA, Key, TokenPath, server_config
 from splitlearn.errors import needing
 
 
 def serve(
     model: Model = "builtin",
     port: Annotated[int, typer.Option(min=0, max=65535, help="TCP port; 0 picks a free one.")] = 50051,
-    host: Annotated[str, typer.Option(help="Address to listen at.")] = "127.0.0.1",
+    host: Annotated[str, typer.Option(help="Address to listen at, or unix:/path.")] = "127.0.0.1",
     split_points: SplitAt = None,
     device: Device = None,
     dtype: DtypeName = None,
@@ -29,6 +30,11 @@ def serve(
         str | None, typer.Option(help="sdpa, eager, flash_attention_2, … Default: what the model prefers.")
     ] = None,
     revision: Revision = None,
+    tls_certificate: Certificate = None,
+    tls_key: Key = None,
+    tls_client_ca: ClientCA = None,
+    token_file: TokenPath = None,
+    allow_insecure: AllowInsecure = False,
     log_level: Annotated[str, typer.Option(help="debug, info, warning or error.")] = "info",
 ) -> None:
     """Host the Trunk of a model until SIGINT or SIGTERM."""
@@ -38,6 +44,14 @@ def serve(
         "splitlearn-manager[server]"
     ):
         from splitlearn_manager import ManagedServer
+    config = server_config(
+        host,
+        certificate=tls_certificate,
+        key=tls_key,
+        client_ca=tls_client_ca,
+        token_file=token_file,
+        allow_insecure=allow_insecure,
+    )
     points, chosen_dtype = parse_split_points(split_points), parse_dtype(dtype)
     with blamed_on("--attn-implementation", attn_implementation):
         server = ManagedServer(
@@ -49,6 +63,7 @@ def serve(
             dtype=chosen_dtype,
             attn_implementation=attn_implementation,
             revision=revision,
+            config=config,
         )
     # A program that starts this one waits for this line.
     server.start(on_ready=lambda: print(f"listening at {server.address}", flush=True))

@@ -2,6 +2,6 @@
 
 from splitlearn_comm.server.security.limits import ClientLimits
 from splitlearn_comm.server.security.tls import ServerTLS
-from splitlearn_comm.server.security.tokens import TokenFile
+from splitlearn_comm.server.security.tokens import TokenFile, Tokens
 
-__all__ = ["ClientLimits", "ServerTLS", "TokenFile"]
+__all__ = ["ClientLimits", "ServerTLS", "TokenFile", "Tokens"]

@@ -1,0 +1,118 @@
+"""Options that say who may call a server, and how a client proves who it is."""
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from splitlearn.errors import OptionError
+
+if TYPE_CHECKING:
+    from splitlearn_manager.config import ServerConfig
+
+Certificate = Annotated[
+    Path | None, typer.Option("--tls-certificate", help="PEM file of this side's certificate. Default: none.")
+]
+Key = Annotated[
+    Path | None,
+    typer.Option("--tls-key", help="PEM file of its private key, without a passphrase. Default: none."),
+]
+ClientCA = Annotated[
+    Path | None,
+    typer.Option(
+        "--tls-client-ca", help="PEM file of the authority of clients' certificates: no others get in. Default: none."
+    ),
+]
+TokenPath = Annotated[
+    Path | None,
+    typer.Option(
+        "--token-file", help="File of name:sha256:HEX lines: only clients with such a token may call. Default: anybody."
+    ),
+]
+AllowInsecure = Annotated[
+    bool,
+    typer.Option(
+        "--allow-insecure",
+        help="Let other machines connect without TLS or without proving who they are. Default: refuse to start.",
+    ),
+]
+Token = Annotated[
+    str | None,
+    typer.Option(
+        envvar="SPLITLEARN_TOKEN",
+        help="Token the server knows you by; the variable keeps it out of process lists. Default: none.",
+    ),
+]
+UseTLS = Annotated[
+    bool,
+    typer.Option(
+        "--tls", help="Connect with TLS, trusting public authorities. Implied by --tls-ca. Default: in the clear."
+    ),
+]
+TrustedCA = Annotated[
+    Path | None,
+    typer.Option("--tls-ca", help="PEM file of the authority of the server's certificate. Default: public ones."),
+]
+
+
+def server_config(
+    host: str,
+    *,
+    certificate: Path | None,
+    key: Path | None,
+    client_ca: Path | None,
+    token_file: Path | None,
+    allow_insecure: bool,
+) -> "ServerConfig":
+    """Put the options of `splitlearn serve` together, and check them before a model is loaded.
+
+    Raises:
+        OptionError: they do not go together, or a file is of no use.
+    """
+    from splitlearn_comm.server import ServerTLS, TokenFile
+    from splitlearn_manager.config import ServerConfig
+    from splitlearn_manager.managed_server import comm_config
+
+    if (certificate is None) != (key is None) or (client_ca and not certificate):
+        raise OptionError("--tls-certificate and --tls-key go together, and --tls-client-ca only with them")
+    tls = ServerTLS(certificate=certificate, key=key, client_ca=client_ca) if certificate and key else None
+    tokens = TokenFile(token_file) if token_file else None
+    config = ServerConfig(tls=tls, tokens=tokens, allow_insecure=allow_insecure)
+    _check(host, comm_config(config))
+    return config
+
+
+def _check(host: str, config: Any) -> None:
+    from splitlearn_comm.server import check_binding
+
+    try:
+        config.check_files()
+    except (OSError, ValueError) as error:
+        raise OptionError(
+            f"a file of --tls-certificate, --tls-key, --tls-client-ca or --token-file: {error}"
+        ) from error
+    try:
+        check_binding(host, config)
+    except ValueError as error:
+        raise OptionError(
+            f"--host {host} can be reached from other machines: give --tls-certificate and --tls-key, and --token-file "
+            f"or --tls-client-ca; or say --allow-insecure if everybody who can connect may use the model"
+        ) from error
+
+
+def connection_options(
+    *, token: str | None, tls: bool, ca: Path | None, certificate: Path | None, key: Path | None
+) -> dict[str, Any]:
+    """Put the options of a client's connection together, as `GRPCComputeClient` takes them; empty without any.
+
+    Raises:
+        OptionError: certificate and key do not come together.
+    """
+    options: dict[str, Any] = {"token": token} if token else {}
+    if (certificate is None) != (key is None):
+        raise OptionError("--tls-certificate and --tls-key go together")
+    if tls or ca or certificate:
+        from splitlearn_comm.client import ClientTLS
+
+        options["tls"] = ClientTLS(ca=ca, certificate=certificate, key=key)
+    return options
