@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import asyncio
+import contextlib
 import inspect
 import time
 from collections.abc import Awaitable, Callable
@@ -13,7 +15,7 @@ import grpc.aio
 from splitlearn_comm.errors import AuthenticationError, CommError
 from splitlearn_comm.protocol import REQUEST_ID_METADATA
 from splitlearn_comm.server.faults import abort, logger
-from splitlearn_comm.server.security.accounts import Accounts
+from splitlearn_comm.server.security.accounts import Accounts, ClientAccount
 from splitlearn_comm.server.security.caller import CALLER, Caller, request_id_from
 from splitlearn_comm.server.security.identity import Identity
 
@@ -22,6 +24,8 @@ Behaviour = Callable[[Any, Context], Any]
 
 HEALTH_PREFIX = "/grpc.health.v1.Health/"
 REFLECTION_PREFIX = "/grpc.reflection."
+FIRST_MESSAGE_S = 1.0
+"""How long a stream that is to be refused may take to send something."""
 
 
 class Guard(grpc.aio.ServerInterceptor):  # type: ignore[type-arg]
@@ -59,29 +63,30 @@ class Guard(grpc.aio.ServerInterceptor):  # type: ignore[type-arg]
         behaviour = _as_coroutine(getattr(handler, kind))
 
         async def serve(request: Any, context: Context) -> Any:
-            return await self._serve(behaviour, is_open, request, context)
+            try:
+                caller = self._admit(request, context, is_open)
+            except CommError as error:
+                if handler.request_streaming:
+                    await _first_message(context)
+                await abort(context, error)
+            return await _as(caller, behaviour, request, context)
 
         make: Any = getattr(grpc, f"{kind}_rpc_method_handler")
         made: grpc.RpcMethodHandler[Any, Any] = make(serve, handler.request_deserializer, handler.response_serializer)
         return made
 
-    async def _serve(self, behaviour: Behaviour, is_open: bool, request: Any, context: Context) -> Any:
+    def _admit(self, request: Any, context: Context, is_open: bool) -> Caller:
+        """Name a call and begin it; raises as `_enter` does, with the name in the error."""
         metadata = dict(context.invocation_metadata() or ())
         request_id = request_id_from(metadata.get(REQUEST_ID_METADATA))
         try:
-            account = self._enter(context, metadata, is_open, request)
+            return Caller(self._enter(context, metadata, is_open, request), request_id)
         except CommError as error:
             error.request_id = request_id
             logger.info("refused a call from %s (request %s): %s", context.peer(), request_id, error)
-            await abort(context, error)
-        mark = CALLER.set(Caller(account, request_id))
-        try:
-            return await behaviour(request, context)
-        finally:
-            CALLER.reset(mark)
-            account.end_call()
+            raise
 
-    def _enter(self, context: Context, metadata: dict[str, Any], is_open: bool, request: Any) -> Any:
+    def _enter(self, context: Context, metadata: dict[str, Any], is_open: bool, request: Any) -> ClientAccount:
         """Begin a call on its client's account.
 
         Raises:
@@ -101,6 +106,24 @@ class Guard(grpc.aio.ServerInterceptor):  # type: ignore[type-arg]
             account.admit(len(request), now)
         account.begin_call()
         return account
+
+
+async def _as(caller: Caller, behaviour: Behaviour, request: Any, context: Context) -> Any:
+    mark = CALLER.set(caller)
+    try:
+        return await behaviour(request, context)
+    finally:
+        CALLER.reset(mark)
+        caller.account.end_call()
+
+
+async def _first_message(context: Context) -> None:
+    """Let the first message of a stream come in before it is refused, for a moment.
+
+    Where the refusal overtakes it, grpc.aio tells the client that writing failed, and not why.
+    """
+    with contextlib.suppress(TimeoutError):
+        await asyncio.wait_for(context.read(), FIRST_MESSAGE_S)
 
 
 def _word(is_stream: bool) -> str:
