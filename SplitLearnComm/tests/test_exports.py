@@ -3,7 +3,13 @@ import inspect
 
 import pytest
 
-PUBLIC = ["splitlearn_comm", "splitlearn_comm.client", "splitlearn_comm.server", "splitlearn_comm.testing"]
+PUBLIC = [
+    "splitlearn_comm",
+    "splitlearn_comm.client",
+    "splitlearn_comm.codec",
+    "splitlearn_comm.server",
+    "splitlearn_comm.testing",
+]
 
 
 def exported() -> list[tuple[str, object]]:
@@ -34,5 +40,5 @@ def test_what_is_public_is_documented_and_typed(name: str, thing: object) -> Non
 @pytest.mark.parametrize("name", PUBLIC)
 def test_all_is_sorted_and_complete(name: str) -> None:
     module = importlib.import_module(name)
-    assert list(module.__all__) == sorted(module.__all__)
+    assert list(module.__all__) == sorted(module.__all__, key=lambda name: (not name.isupper(), name))
     assert len(set(module.__all__)) == len(module.__all__)

@@ -1,7 +1,17 @@
 """Tensors and sessions over gRPC between two Python processes; knows no model."""
 
-from splitlearn_comm.client import AsyncClientSession, AsyncComputeClient, ClientSession, GRPCComputeClient
-from splitlearn_comm.codec import TensorCodec
+from splitlearn_comm.client import (
+    AsyncClientSession,
+    AsyncComputeClient,
+    ClientOptions,
+    ClientSession,
+    ClientSettings,
+    ClientStatistics,
+    ClientTLS,
+    GRPCComputeClient,
+    StepBreakdown,
+)
+from splitlearn_comm.codec import Coded, CompressedTensorCodec, TensorCodec, register_codec
 from splitlearn_comm.errors import (
     AddressInUseError,
     AuthenticationError,
@@ -23,6 +33,7 @@ from splitlearn_comm.function import ComputeFunction, ModelComputeFunction
 from splitlearn_comm.host import SessionHost
 from splitlearn_comm.messages import (
     Action,
+    Codecs,
     ComputeCall,
     ComputeResult,
     Crop,
@@ -33,7 +44,14 @@ from splitlearn_comm.messages import (
     ServiceInfo,
     StartRecording,
 )
-from splitlearn_comm.server import GRPCComputeServer, GRPCServerConfig, ServerStatistics
+from splitlearn_comm.server import (
+    ClientLimits,
+    GRPCComputeServer,
+    GRPCServerConfig,
+    ServerStatistics,
+    ServerTLS,
+    TokenFile,
+)
 
 __all__ = [
     "Action",
@@ -41,8 +59,16 @@ __all__ = [
     "AsyncClientSession",
     "AsyncComputeClient",
     "AuthenticationError",
+    "ClientLimits",
+    "ClientOptions",
     "ClientSession",
+    "ClientSettings",
+    "ClientStatistics",
+    "ClientTLS",
+    "Codecs",
+    "Coded",
     "CommError",
+    "CompressedTensorCodec",
     "ComputeCall",
     "ComputeFunction",
     "ComputeResult",
@@ -64,12 +90,16 @@ __all__ = [
     "ResourceExhaustedError",
     "SequenceTooLongError",
     "ServerStatistics",
+    "ServerTLS",
     "ServerUnavailableError",
     "ServiceInfo",
     "SessionHost",
     "SessionNotFoundError",
     "StartRecording",
+    "StepBreakdown",
     "StepOrderError",
     "TensorCodec",
+    "TokenFile",
     "UnsupportedOperationError",
+    "register_codec",
 ]

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-from typing import Any
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any, Final
 
 import grpc
 
@@ -17,6 +19,37 @@ from splitlearn_comm.errors import (
     error_class,
 )
 from splitlearn_comm.protocol import KIND_METADATA, PUSHBACK_METADATA, REQUEST_ID_METADATA, SERVICE
+
+
+@dataclass(frozen=True, slots=True)
+class RetryRule:
+    """Whether the same is asked for again after a failure, and why."""
+
+    is_retried: bool
+    reason: str
+
+
+_Code = grpc.StatusCode
+RETRY_RULES: Final[Mapping[grpc.StatusCode, RetryRule]] = {
+    _Code.UNAVAILABLE: RetryRule(True, "the server is gone, starting or stopping; another, or it itself, may be there"),
+    _Code.CANCELLED: RetryRule(True, "the connection ended under the call; nobody here cancelled it"),
+    _Code.DEADLINE_EXCEEDED: RetryRule(False, "the time was given for all attempts together, and it is over"),
+    _Code.RESOURCE_EXHAUSTED: RetryRule(False, "the caller knows what it can do without; retry_after_s says when"),
+    _Code.NOT_FOUND: RetryRule(False, "the same call finds nothing again; a lost session is rebuilt instead"),
+    _Code.FAILED_PRECONDITION: RetryRule(False, "the two ends do not agree, on the model or on the step"),
+    _Code.INVALID_ARGUMENT: RetryRule(False, "the request itself is wrong"),
+    _Code.OUT_OF_RANGE: RetryRule(False, "the sequence does not become shorter"),
+    _Code.UNAUTHENTICATED: RetryRule(False, "the token does not become right"),
+    _Code.PERMISSION_DENIED: RetryRule(False, "what is not allowed is not allowed a second time"),
+    _Code.UNIMPLEMENTED: RetryRule(False, "the service does not have it"),
+    _Code.INTERNAL: RetryRule(False, "a fault in the code would come again, and a step may be half done"),
+    _Code.UNKNOWN: RetryRule(False, "it may have been done"),
+    _Code.ABORTED: RetryRule(False, "no server of this package says it"),
+    _Code.ALREADY_EXISTS: RetryRule(False, "no server of this package says it"),
+    _Code.DATA_LOSS: RetryRule(False, "no server of this package says it"),
+}
+"""Which failures are tried again: those that become a `ServerUnavailableError`. Whatever is retried is safe to repeat:
+a call keeps nothing, and a step that was done is answered from memory."""
 
 
 def translate(error: grpc.RpcError, address: str, timeout_s: float) -> CommError:
@@ -54,9 +87,9 @@ def gone(address: str, details: str) -> ServerUnavailableError:
 
 def _without_kind(code: grpc.StatusCode, details: str, address: str, timeout_s: float) -> CommError:
     """The error for a failure of gRPC's own, or of a server that is none of ours."""
+    if RETRY_RULES[code].is_retried:
+        return gone(address, details)
     match code:
-        case grpc.StatusCode.UNAVAILABLE | grpc.StatusCode.CANCELLED:
-            return gone(address, details)
         case grpc.StatusCode.DEADLINE_EXCEEDED:
             return DeadlineExceededError(
                 f"no answer from {address} within {timeout_s:g} s; give more time with timeout_s ({details})"

@@ -95,7 +95,7 @@ class AioServer:
     async def _set_serving(self, is_serving: bool) -> None:
         self._calls.is_serving = is_serving
         status = health_pb2.HealthCheckResponse.SERVING if is_serving else health_pb2.HealthCheckResponse.NOT_SERVING
-        for name in ("", protocol.SERVICE):
+        for name in {"", protocol.SERVICE, self._host.get_info().name}:
             await self._health.set(name, status)
 
     def _bind(self) -> int:

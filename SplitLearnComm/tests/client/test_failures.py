@@ -1,0 +1,39 @@
+"""Which failures of gRPC's own are tried again: one table."""
+
+import grpc
+import pytest
+
+from splitlearn_comm.client.failures import RETRY_RULES, translate
+from splitlearn_comm.errors import CODES, AddressInUseError, ServerUnavailableError
+
+
+class Failed(grpc.RpcError):
+    """A call that ended with a code, as gRPC raises it."""
+
+    def __init__(self, code: grpc.StatusCode) -> None:
+        self._code = code
+
+    def code(self) -> grpc.StatusCode:
+        return self._code
+
+    def details(self) -> str:
+        return "it ended"
+
+    def trailing_metadata(self) -> tuple[tuple[str, str], ...]:
+        return ()
+
+
+@pytest.mark.parametrize("code", [code for code in grpc.StatusCode if code is not grpc.StatusCode.OK])
+def test_a_code_is_retried_as_the_table_says(code: grpc.StatusCode) -> None:
+    error = translate(Failed(code), "localhost:1", 1.0)
+    assert isinstance(error, ServerUnavailableError) == RETRY_RULES[code].is_retried
+
+
+def test_the_table_has_each_code_once_and_a_reason_for_each() -> None:
+    assert set(RETRY_RULES) == set(grpc.StatusCode) - {grpc.StatusCode.OK}
+    assert all(rule.reason for rule in RETRY_RULES.values())
+
+
+def test_only_what_a_server_does_not_answer_is_retried() -> None:
+    retried = {cls for cls, code in CODES.items() if RETRY_RULES[code].is_retried}
+    assert retried == {ServerUnavailableError, AddressInUseError}  # the second is raised where a server starts
