@@ -1,7 +1,10 @@
 """Sessions that lose their server, or are asked to leave it."""
 
 import asyncio
+import os
+import signal
 import threading
+import time
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 
@@ -235,3 +238,21 @@ def test_a_client_without_another_server_does_not_hold_up_a_drain() -> None:
         server.stop(grace_s=600)
         with pytest.raises((ServerUnavailableError, SessionNotFoundError)):
             session.step(HIDDEN_BTH)
+
+
+@pytest.mark.slow
+def test_a_server_that_hangs_is_given_up_within_the_bound() -> None:
+    """Stopped, its process takes packets and answers none: only the missing signs of life tell."""
+    with (
+        ServerProcess(SUMS) as first,
+        ServerProcess(SUMS) as second,
+        Client([first.address, second.address], dead_after_s=3.0) as client,
+        client.session() as session,
+    ):
+        session.step(HIDDEN_BTH[:, :5])
+        os.kill(first.pid, signal.SIGSTOP)
+        began_s = time.monotonic()
+        assert torch.equal(session.step(HIDDEN_BTH[:, 5:7]), EXPECTED_BTH[:, 5:7])
+        # Noticed within the bound, and the way to the other server once more as long for a machine that is busy.
+        assert time.monotonic() - began_s < 6.0
+        assert client.statistics().failovers == 1

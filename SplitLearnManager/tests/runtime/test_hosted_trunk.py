@@ -15,6 +15,7 @@ from splitlearn_comm import (
     GRPCComputeServer,
     InvalidRequestError,
     KVEntries,
+    KVEntry,
     RemoteInternalError,
     SessionHost,
     SessionNotFoundError,
@@ -135,7 +136,7 @@ def test_a_step_that_fails_ends_its_session_and_no_other(trunk: Trunk) -> None:
         assert caught.value.request_id is not None
         assert caught.value.request_id in str(caught.value)
         host.is_broken = False
-        with pytest.raises(SessionNotFoundError, match="failed inside the service.*open a new"):
+        with pytest.raises(SessionNotFoundError, match=r"failed inside the service.*open a new"):
             failing.step(hidden_BTH[:, 3:])
         torch.testing.assert_close(other.step(hidden_BTH[:, 3:]), expected_BTH[:, 3:], rtol=0, atol=1e-5)
         with client.session() as again:
@@ -233,3 +234,36 @@ def test_a_stateless_call_keeps_nothing(trunk: Trunk) -> None:
         await host.teardown()
 
     asyncio.run(run())
+
+
+def test_a_session_goes_on_at_another_host_of_the_same_trunk(trunk: Trunk) -> None:
+    async def run() -> torch.Tensor | None:
+        first, second = HostedTrunk(trunk, name="first"), HostedTrunk(trunk, name="second")
+        try:
+            await first.open_session("a")
+            await first.run_step("a", Forward(hidden_BTH[:, :4]))
+            cache = await first.export_session("a")
+            await second.open_session("b")
+            await second.import_session("b", cache)
+            return await second.run_step("b", Forward(hidden_BTH[:, 4:]))
+        finally:
+            await first.teardown()
+            await second.teardown()
+
+    hidden_BTH = random_hidden(2, 6)
+    output_BTH = asyncio.run(run())
+    assert output_BTH is not None
+    torch.testing.assert_close(output_BTH, reference(trunk, hidden_BTH)[:, 4:], rtol=0, atol=1e-5)
+
+
+def test_a_cache_of_other_layers_is_not_imported(trunk: Trunk) -> None:
+    async def run() -> None:
+        host = HostedTrunk(trunk, name="tiny")
+        await host.open_session("a")
+        try:
+            await host.import_session("a", KVEntries((KVEntry(7, "attention", {}),), 3))
+        finally:
+            await host.teardown()
+
+    with pytest.raises(InvalidRequestError, match="not those of this trunk"):
+        asyncio.run(run())

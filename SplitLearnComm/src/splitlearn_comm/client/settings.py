@@ -109,9 +109,13 @@ class ClientSettings:
             ("grpc.max_send_message_length", self.max_message_bytes),
             ("grpc.keepalive_time_ms", int(self.dead_after_s * 1000 * 2 / 3)),
             ("grpc.keepalive_timeout_ms", int(self.dead_after_s * 1000 / 3)),
+            # The answer to a ping has a limit of its own, a minute by default, and the keepalive waits for that.
+            ("grpc.http2.ping_timeout_ms", int(self.dead_after_s * 1000 / 3)),
             ("grpc.http2.max_pings_without_data", 0),
             # Our own retries decide when to try again; the default second would make them fail without trying.
             ("grpc.initial_reconnect_backoff_ms", 100),
+            # Despite its name: how long a connection may take to come about; a process that hangs never greets back.
+            ("grpc.min_reconnect_backoff_ms", int(self.dead_after_s * 1000 / 3)),
             ("grpc.max_reconnect_backoff_ms", 1000),
             # Clients of one process must not inherit each other's broken connections.
             ("grpc.use_local_subchannel_pool", 1),

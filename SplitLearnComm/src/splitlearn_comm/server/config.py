@@ -4,7 +4,12 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field, fields
 
-from splitlearn_comm.protocol import KEEPALIVE_TIME_MS, MAX_MESSAGE_BYTES, SHORTEST_PING_INTERVAL_MS
+from splitlearn_comm.protocol import (
+    KEEPALIVE_TIME_MS,
+    KEEPALIVE_TIMEOUT_MS,
+    MAX_MESSAGE_BYTES,
+    SHORTEST_PING_INTERVAL_MS,
+)
 from splitlearn_comm.server.security.limits import ClientLimits
 from splitlearn_comm.server.security.tls import ServerTLS
 from splitlearn_comm.server.security.tokens import TokenBook, Tokens
@@ -73,5 +78,6 @@ class GRPCServerConfig:
             ("grpc.http2.min_ping_interval_without_data_ms", SHORTEST_PING_INTERVAL_MS),
             # And the server itself notices a client whose machine is gone.
             ("grpc.keepalive_time_ms", KEEPALIVE_TIME_MS),
-            ("grpc.keepalive_timeout_ms", KEEPALIVE_TIME_MS // 2),
+            ("grpc.keepalive_timeout_ms", KEEPALIVE_TIMEOUT_MS),
+            ("grpc.http2.ping_timeout_ms", KEEPALIVE_TIMEOUT_MS),
         ]
