@@ -12,6 +12,7 @@ TABLES = (
     "tensor_copies",
     "codecs",
     "observability",
+    "failover",
     "wire_bytes",
     "load_memory",
     "downloads",

@@ -21,8 +21,12 @@ class Mark:
     def verdict(self, ratio: Ratio) -> Literal["met", "MISSED", "not shown"]:
         """Return what the median says, unless the interval is wider than the mark is away from 1.
 
-        Such an interval could not tell a ratio at the mark from one at 1, where both sides are alike.
+        Such an interval could not tell a ratio at the mark from one at 1, where both sides are alike; but one that lies
+        wholly on the wrong side says enough.
         """
+        best = ratio.low if self.side == "at most" else ratio.high
+        if best > self.value if self.side == "at most" else best < self.value:
+            return "MISSED"
         if ratio.high - ratio.low > abs(self.value - 1):
             return "not shown"
         is_met = ratio.median <= self.value if self.side == "at most" else ratio.median >= self.value
