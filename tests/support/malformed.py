@@ -11,7 +11,7 @@ from splitlearn_comm._proto.splitlearn.v1 import compute_pb2 as pb
 from splitlearn_comm.framing import calls, steps
 from splitlearn_comm.framing.assembly import Packing
 from splitlearn_comm.framing.chunks import ChunkedMessage
-from splitlearn_comm.messages import Codecs
+from splitlearn_comm.messages import Codecs, SessionState
 
 Draw = random.Random
 
@@ -123,6 +123,19 @@ def wrong_cache(draw: Draw) -> Malformed:
     return Malformed("wrong cache", call=calls.encode_call(call))
 
 
+def wrong_state(draw: Draw) -> Malformed:
+    """A session of the running sum has its inputs as state, as many as it has tokens, and rows if it has any."""
+    good = KVEntries((KVEntry(0, "inputs", {"inputs": torch.zeros(1, 2, 4)}),), 2)
+    many = KVEntries(tuple(KVEntry(layer, "inputs", {}) for layer in range(draw.randrange(2, 40))), 2)
+    other = KVEntries((KVEntry(0, "inputs", {"inputs": torch.zeros(1, 3, 4)}),), 2)
+    long = KVEntries((KVEntry(0, "inputs", {"inputs": torch.zeros(1, 65, 4)}),), 65)
+    states = [
+        SessionState(good, None), SessionState(many, 1), SessionState(other, 1), SessionState(long, 1),
+        SessionState(KVEntries((), 2), 1), SessionState(KVEntries((), 2**40), 1),
+    ]  # fmt: skip
+    return Malformed("wrong state", session=(steps.encode_import(draw.choice([1, 7]), draw.choice(states)),))
+
+
 def nested_garbage(draw: Draw) -> Malformed:
     data = draw.randbytes(draw.randrange(1, 40))
     for _ in range(draw.choice([1, 3, 30, 200, 2000])):
@@ -224,6 +237,8 @@ def real_messages() -> list[tuple[str, tuple[bytes, ...]]]:
         ("session", (plain(steps.encode_step(1, 0, Reorder((0, 0)))),)),
         ("session", (plain(steps.encode_step(1, 0, Crop(1))),)),
         ("session", (steps.encode_open(steps.Open("s", "running-sum", codecs=Codecs("int8", "bf16"), timings=True)),)),
+        ("session", (steps.encode_import(3, SessionState(past, 1)),)),
+        ("session", (steps.encode_export(1, 0),)),
         ("session", (steps.encode_close(),)),
     ]
 
@@ -238,6 +253,7 @@ KINDS: list[Callable[[Draw], Malformed]] = [
     wrong_hidden_states,
     wrong_beside,
     wrong_cache,
+    wrong_state,
     nested_garbage,
     misplaced_chunk,
     unknown_codec,

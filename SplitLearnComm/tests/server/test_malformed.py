@@ -9,7 +9,7 @@ import psutil
 import pytest
 import torch
 
-from splitlearn_comm import CommError, Crop, GRPCComputeClient
+from splitlearn_comm import CommError, Crop, GRPCComputeClient, StepOrderError
 from splitlearn_comm.errors import CODES
 from splitlearn_comm.framing import steps
 from splitlearn_comm.protocol import COMPUTE, SESSION
@@ -35,6 +35,7 @@ class Spoiler:
         self._compute = channel.unary_unary(COMPUTE)
         self._session = channel.stream_stream(SESSION)
         self._num_opened = 0
+        self._is_alive = True
         self._outbox: SimpleQueue[bytes | None] = SimpleQueue()
         self._connect()
 
@@ -59,13 +60,16 @@ class Spoiler:
         self._outbox.put(steps.encode_step(PROBE, 0, Crop(0)))
         answers = list(iter(self._answer_before_probe, None))
         refusals = [told(answer.error) for answer in answers if answer.error is not None]
-        if len(refusals) < len(answers):
+        if len(refusals) < len(answers) or not self._is_alive:
             self._open()
         return refusals
 
     def _answer_before_probe(self) -> steps.Answer | None:
         answer = self._answer()
-        return None if answer.step_id == PROBE else answer
+        if answer.step_id != PROBE:
+            return answer
+        self._is_alive = isinstance(answer.error, StepOrderError)
+        return None
 
     def _open(self) -> None:
         """Open a fresh session: what was sent may have closed the one before, or moved it on."""
