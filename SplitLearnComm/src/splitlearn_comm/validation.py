@@ -12,7 +12,7 @@ import math
 import torch
 
 from splitlearn_comm.errors import FingerprintMismatchError, InvalidRequestError, SequenceTooLongError
-from splitlearn_comm.messages import ComputeCall, Forward, ServiceInfo, SessionState
+from splitlearn_comm.messages import ComputeCall, Forward, KVEntries, ServiceInfo, SessionState
 
 
 class Validator:
@@ -31,6 +31,8 @@ class Validator:
         """Raise `InvalidRequestError` or `SequenceTooLongError` for a stateless call that cannot be done."""
         past = call.past_key_values.position if call.past_key_values else 0
         self._check(call.tensor, past, call.attention_mask, call.position_ids)
+        if call.past_key_values and self._info.hidden_size is not None:
+            _check_rows(call.past_key_values, call.tensor.shape[0])
 
     def check_forward(self, action: Forward, position: int) -> None:
         """Raise `InvalidRequestError` or `SequenceTooLongError` for a forward that cannot be done at `position`."""
@@ -49,6 +51,8 @@ class Validator:
                 f"a state that contradicts itself: position {state.cache.position} with {state.batch} rows, "
                 f"said to be at {position}; import what was exported, unchanged"
             )
+        if self._info.hidden_size is not None:
+            _check_rows(state.cache, state.batch)
         limit = self._info.max_positions
         if limit is not None and position > limit:
             raise SequenceTooLongError(f"the state has {position} tokens, {self._info.name!r} has {limit} positions")
@@ -107,6 +111,15 @@ def _check_beside(name: str, beside: torch.Tensor, tensor: torch.Tensor, width: 
         raise InvalidRequestError(
             f"wrong {name}: expected integers or bools {meaning} = [{batch}, {width}], came {_described(beside)}"
         )
+
+
+def _check_rows(cache: KVEntries, batch: int | None) -> None:
+    for entry in cache.entries:
+        for name, tensor in entry.tensors.items():
+            if tensor.dim() == 0 or tensor.shape[0] != batch:
+                raise InvalidRequestError(
+                    f"a cache of other rows: expected {batch}, came {name} {_described(tensor)} of layer {entry.layer}"
+                )
 
 
 def _check_finite(tensor: torch.Tensor) -> None:

@@ -32,6 +32,7 @@ from splitlearn_core import Trunk, UnsupportedModelError
 from splitlearn_core.cache.entries import LayerState, export_cache, import_cache
 from splitlearn_core.cache.part_cache import PartCache
 from splitlearn_core.parts.port import trunk_info
+from splitlearn_manager.runtime.cache_form import CacheForm
 
 logger = logging.getLogger(__name__)
 
@@ -49,6 +50,7 @@ class HostedTrunk(SessionHost):
         trunk.train(False)
         self._name = name
         self._caches: dict[str, PartCache] = {}
+        self._form: CacheForm | None = None
         self._worker = WorkerThread(f"trunk-{name}")
 
     def get_info(self) -> ServiceInfo:
@@ -160,11 +162,21 @@ class HostedTrunk(SessionHost):
                 LayerState(layer=e.layer, kind=e.kind, tensors={n: t.to(device) for n, t in e.tensors.items()})
                 for e in entries.entries
             ]
+            if entries.position:
+                self._cache_form().check(entries)
             try:
                 import_cache(cache, states, entries.position)
             except ValueError as error:
                 raise InvalidRequestError(f"past_key_values are not those of this trunk: {error}") from error
         return cache
+
+    @torch.inference_mode()
+    def _cache_form(self) -> CacheForm:
+        if self._form is None:
+            info, cache = trunk_info(self._trunk), self._trunk.new_cache()
+            self._forward(torch.zeros(1, 1, info.hidden_size, dtype=info.dtype), None, None, cache)
+            self._form = CacheForm(self._export(cache))
+        return self._form
 
     def _export(self, cache: PartCache) -> KVEntries:
         try:
