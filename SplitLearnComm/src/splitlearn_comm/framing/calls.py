@@ -10,7 +10,7 @@ from splitlearn_comm.framing.assembly import with_tensor
 from splitlearn_comm.framing.caches import cache_of, encode_cache
 from splitlearn_comm.framing.chunks import whole
 from splitlearn_comm.framing.fields import attention_mask_of, encode_optional, parse, position_ids_of
-from splitlearn_comm.framing.tensors import take_tensor, tensor_of
+from splitlearn_comm.framing.tensors import TensorTaker, tensor_of
 from splitlearn_comm.messages import ComputeCall, ComputeResult, KVEntries
 
 _REQUEST_TENSOR = (pb.ComputeRequest.TENSOR_FIELD_NUMBER,)
@@ -35,7 +35,7 @@ def decode_call(data: bytes) -> tuple[ComputeCall, str]:
     Raises:
         InvalidRequestError: The bytes or a tensor in them are malformed.
     """
-    taken = take_tensor(data, _REQUEST_TENSOR)
+    taken = TensorTaker(_REQUEST_TENSOR).take(data)
     message = parse(pb.ComputeRequest, data if taken is None else taken.outer)
     call = ComputeCall(
         tensor=tensor_of(message.tensor) if taken is None else taken.tensor,
@@ -55,7 +55,7 @@ def encode_result(result: ComputeResult) -> bytes:
 
 def decode_result(data: bytes) -> ComputeResult:
     """The result in the bytes. Raises `InvalidRequestError` if they are malformed."""
-    taken = take_tensor(data, _RESPONSE_TENSOR)
+    taken = TensorTaker(_RESPONSE_TENSOR).take(data)
     message = parse(pb.ComputeResponse, data if taken is None else taken.outer)
     return ComputeResult(tensor_of(message.tensor) if taken is None else taken.tensor, cache_of(message))
 

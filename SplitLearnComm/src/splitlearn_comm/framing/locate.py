@@ -32,8 +32,10 @@ class Located(NamedTuple):
 
     around: tuple[bytes, ...]
     """Of each message on the way, the outermost first: the serialised message without the next one."""
+    field: int
+    """First byte of the outermost field in the buffer."""
     begin: int
-    """First byte of the field's contents in the buffer."""
+    """First byte of the innermost field's contents."""
     end: int
     """One past the last."""
 
@@ -46,14 +48,15 @@ def locate(buffer: bytes, path: tuple[int, ...]) -> Located | None:
         then says what is in them.
     """
     around: list[bytes] = []
-    begin, end = 0, len(buffer)
+    begin, end, field = 0, len(buffer), None
     for number in path:
         span = only_field(buffer, number, begin, end)
         if span is None:
             return None
+        field = span.field if field is None else field
         around.append(buffer[begin : span.field] + buffer[span.end : end])
         begin, end = span.begin, span.end
-    return Located(tuple(around), begin, end)
+    return Located(tuple(around), field or 0, begin, end)
 
 
 def only_field(buffer: bytes, number: int, begin: int, end: int) -> Span | None:

@@ -16,7 +16,7 @@ from splitlearn_comm.framing.chunks import ChunkBuffer, Outgoing
 from splitlearn_comm.framing.fields import attention_mask_of, encode_optional, parse, position_ids_of
 from splitlearn_comm.framing.locate import locate
 from splitlearn_comm.framing.service import decode_error, encode_error
-from splitlearn_comm.framing.tensors import take_tensor, tensor_of
+from splitlearn_comm.framing.tensors import TensorTaker, tensor_of
 from splitlearn_comm.messages import (
     RAW_CODECS,
     Action,
@@ -129,6 +129,7 @@ class Inbox:
         self.codecs: Collection[str] = ()
         """Names of the codecs that were agreed on."""
         self._chunks = ChunkBuffer(max_bytes)
+        self._requests, self._answers = TensorTaker(_FORWARD_TENSOR), TensorTaker(_RESPONSE_TENSOR)
         self._chunked_bytes = 0
 
     def request(self, data: bytes) -> Request | None:
@@ -139,9 +140,9 @@ class Inbox:
             MessageTooLargeError: A tensor in chunks is larger than what is taken.
             UnsupportedOperationError: A tensor came through a codec that was not agreed on.
         """
-        taken = take_tensor(data, _FORWARD_TENSOR, self.codecs)
-        if taken is not None:
-            outer = parse(pb.SessionRequest, taken.outer)
+        taken = self._requests.take(data, self.codecs)
+        # Beside another action the last one counts, and protobuf says which that is.
+        if taken and (outer := parse(pb.SessionRequest, taken.outer)).WhichOneof("action") is None:
             mask, positions = _beside_of(taken.beside)
             return Request(outer.step_id, outer.position, Forward(taken.tensor, mask, positions))
         if self._take_chunk(data, _REQUEST_CHUNK):
@@ -155,9 +156,8 @@ class Inbox:
         Raises:
             InvalidRequestError: They are malformed.
         """
-        taken = take_tensor(data, _RESPONSE_TENSOR, self.codecs)
-        if taken is not None:
-            outer = parse(pb.SessionResponse, taken.outer)
+        taken = self._answers.take(data, self.codecs)
+        if taken and (outer := parse(pb.SessionResponse, taken.outer)).WhichOneof("result") is None:
             return Answer(
                 outer.step_id,
                 outer.position,

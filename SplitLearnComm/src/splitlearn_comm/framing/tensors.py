@@ -36,33 +36,61 @@ class _Header(NamedTuple):
     num_bytes: int
 
 
-def take_tensor(buffer: bytes, path: tuple[int, ...], codecs: Collection[str] = ()) -> Taken | None:
-    """Take the tensor out of a message, its elements not copied where that pays.
+class TensorTaker:
+    """Takes the tensors out of the messages of one kind, their elements not copied where that pays.
+
+    The messages of a generation differ in two small numbers and the elements. So what stood between those in the last
+    message is looked for first.
 
     Args:
-        buffer: The serialised message.
         path: Field numbers that lead to the tensor: one, or two if it is in a message inside.
-        codecs: Names of the codecs that were agreed on.
-
-    Returns:
-        None if there is no data of a tensor there, or not once: protobuf says what is in the message then.
-
-    Raises:
-        InvalidRequestError: Dtype, shape and data do not agree.
-        UnsupportedOperationError: It came through a codec that was not agreed on.
     """
-    located = locate(buffer, (*path, _DATA))
-    if located is None:
-        return None
-    *outside, fields = located.around
-    header = _header(fields) if len(fields) <= _CACHED_HEADER_BYTES else None
-    if header is None:
-        tensor = _decoded(fields, memoryview(buffer)[located.begin : located.end], codecs)
-    elif header.num_bytes != located.end - located.begin:
-        raise _wrong_length(header, located.end - located.begin)
-    else:
-        tensor = _read(buffer, located.begin, header)
-    return Taken(outside[0], outside[1] if len(path) > 1 else b"", tensor)
+
+    def __init__(self, path: tuple[int, ...]) -> None:
+        self._path = (*path, _DATA)
+        self._before = b""
+        self._header: _Header | None = None
+
+    def take(self, buffer: bytes, codecs: Collection[str] = ()) -> Taken | None:
+        """Take a message apart.
+
+        Args:
+            buffer: The serialised message.
+            codecs: Names of the codecs that were agreed on.
+
+        Returns:
+            None if there is no data of a tensor there, or not once: protobuf says what is in the message then.
+
+        Raises:
+            InvalidRequestError: Dtype, shape and data do not agree.
+            UnsupportedOperationError: It came through a codec that was not agreed on.
+        """
+        return self._take_alike(buffer) or self._take(buffer, codecs)
+
+    def _take_alike(self, buffer: bytes) -> Taken | None:
+        if self._header is None:
+            return None
+        # The rest of the message is exactly what is searched for and the elements: nothing can stand behind them.
+        field = len(buffer) - self._header.num_bytes - len(self._before)
+        if field < 0 or not buffer.startswith(self._before, field):
+            return None
+        return Taken(buffer[:field], b"", _read(buffer, field + len(self._before), self._header))
+
+    def _take(self, buffer: bytes, codecs: Collection[str]) -> Taken | None:
+        located = locate(buffer, self._path)
+        if located is None:
+            return None
+        *outside, fields = located.around
+        header = _header(fields) if len(fields) <= _CACHED_HEADER_BYTES else None
+        if header is None:
+            tensor = _decoded(fields, memoryview(buffer)[located.begin : located.end], codecs)
+        elif header.num_bytes != located.end - located.begin:
+            raise _wrong_length(header, located.end - located.begin)
+        else:
+            tensor = _read(buffer, located.begin, header)
+        if header is not None and located.end == len(buffer) and header.num_bytes <= VIEWED_BYTES:
+            self._before, self._header = buffer[located.field : located.begin], header
+        return Taken(outside[0], outside[1] if len(outside) > 1 else b"", tensor)
 
 
 def tensor_of(message: pb.TensorData, data: bytearray | None = None, codecs: Collection[str] = ()) -> torch.Tensor:
