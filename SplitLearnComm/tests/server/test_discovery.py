@@ -1,6 +1,7 @@
 """What strangers find a server with: gRPC reflection, as grpcurl uses it, and the stock health client."""
 
 from collections.abc import Iterator
+from typing import Any
 
 import grpc
 import pytest
@@ -8,7 +9,6 @@ from google.protobuf.descriptor import FieldDescriptor
 from google.protobuf.descriptor_pool import DescriptorPool
 from google.protobuf.message_factory import GetMessageClass
 from grpc_health.v1 import health_pb2, health_pb2_grpc
-from grpc_reflection.v1alpha.proto_reflection_descriptor_database import ProtoReflectionDescriptorDatabase
 
 from splitlearn_comm import GRPCComputeServer
 from splitlearn_comm._proto.splitlearn.v1 import compute_pb2 as pb
@@ -30,13 +30,19 @@ def channel(server: GRPCComputeServer) -> Iterator[grpc.Channel]:
         yield channel
 
 
+@pytest.fixture
+def database(channel: grpc.Channel) -> Any:
+    """What is told by reflection, read as a client that holds no .proto does."""
+    name = "grpc_reflection.v1alpha.proto_reflection_descriptor_database"
+    return pytest.importorskip(name).ProtoReflectionDescriptorDatabase(channel)
+
+
 def described(field: FieldDescriptor) -> tuple[str, int, int, str]:
     inside = field.message_type or field.enum_type
     return field.name, field.number, field.type, inside.full_name if inside else ""
 
 
-def test_reflection_finds_the_service_and_every_message(channel: grpc.Channel) -> None:
-    database = ProtoReflectionDescriptorDatabase(channel)
+def test_reflection_finds_the_service_and_every_message(database: Any) -> None:
     assert {SERVICE, "grpc.health.v1.Health"} <= set(database.get_services())
     pool = DescriptorPool(database)
     methods = {method.name for method in pool.FindServiceByName(SERVICE).methods}
@@ -46,8 +52,8 @@ def test_reflection_finds_the_service_and_every_message(channel: grpc.Channel) -
         assert [described(field) for field in found.fields] == [described(field) for field in message.fields]
 
 
-def test_a_call_can_be_made_with_nothing_but_what_reflection_tells(channel: grpc.Channel) -> None:
-    pool = DescriptorPool(ProtoReflectionDescriptorDatabase(channel))
+def test_a_call_can_be_made_with_nothing_but_what_reflection_tells(channel: grpc.Channel, database: Any) -> None:
+    pool = DescriptorPool(database)
     method = pool.FindServiceByName(SERVICE).methods_by_name["GetServiceInfo"]
     request, response = GetMessageClass(method.input_type), GetMessageClass(method.output_type)
     ask = channel.unary_unary(f"/{SERVICE}/{method.name}", request.SerializeToString, response.FromString)
