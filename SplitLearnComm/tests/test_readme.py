@@ -1,18 +1,36 @@
+"""The code of the README, run as it is written: two processes, and files of the names it uses."""
+
 import re
 from pathlib import Path
+
+from tests.support.certificates import Authority
+from tests.support.page_runs import run_page
+from tests.support.pages import blocks_of
 
 README = Path(__file__).resolve().parents[1] / "README.md"
 
 
-def test_the_examples_run_as_written_and_print_what_they_say() -> None:
-    blocks = re.findall(r"```python\n(.*?)```", README.read_text(), flags=re.DOTALL)
-    assert len(blocks) == 3
-    printed: list[str] = []
-    names: dict[str, object] = {"print": lambda value: printed.append(str(value))}
-    for block in blocks:
-        exec(block, names)
-    comments = re.findall(r"print\(.*?\) +# (.*)", "\n".join(blocks))
-    assert len(comments) == len(printed) == 5
+def test_the_examples_run_as_written_and_print_what_they_say(tmp_path: Path) -> None:
+    Authority(tmp_path).issue("server")
+    (tmp_path / "tokens").write_text("alice:a-token-of-alice\n")
+    printed = run_page(README, tmp_path).splitlines()
+    blocks = blocks_of(README)
+    assert [block.mark for block in blocks] == ["server", "", "", "", "", "", ""]
+    comments = re.findall(r"print\(.*\)  # (.*)", "\n".join(block.code for block in blocks))
+    assert len(comments) == len(printed) == 12
     for comment, value in zip(comments, printed, strict=True):
         pattern = ".*".join(re.escape(part) for part in comment.split("..."))
         assert re.search(pattern, value), f"{value!r} is not {comment!r}"
+
+
+def lines_of(heading: str) -> list[str]:
+    """The lines of code under a heading, without empty ones."""
+    text = README.read_text().split(f"## {heading}\n")[1].split("\n## ")[0]
+    code = re.findall(r"^```python\n(.*?)^```$", text, flags=re.DOTALL | re.MULTILINE)
+    return [line for block in code for line in block.splitlines() if line.strip()]
+
+
+def test_a_stranger_needs_ten_lines_and_a_codec_twenty() -> None:
+    assert len(lines_of("A function on another machine")) <= 10
+    codec = lines_of("A codec of your own")
+    assert codec.index("register_codec(OneScale())  # in both processes") < 20
