@@ -1,11 +1,13 @@
 """Every example, as the process that its first lines say how to start."""
 
+import re
 import signal
 from pathlib import Path
 
 import pytest
 import torch
 
+from splitlearn_comm import GRPCComputeClient
 from splitlearn_core import load_tokenizer
 from splitlearn_core.builtin import builtin_directory
 from tests.support.checkpoints import load_whole
@@ -70,6 +72,31 @@ def test_gpt2_client(hub_with_gpt2: Hub) -> None:
     assert said.startswith("Once upon")
 
 
+def test_simple_server_and_client() -> None:
+    with serving_program(["examples/simple_server.py", "0"], ended_by=signal.SIGINT) as address:
+        lines = run_example("simple_client", address).splitlines()
+    assert lines[0] == f"softmax at {address}: probabilities along the last dimension"
+    assert lines[1] == str(torch.softmax(torch.tensor([0.0, 1.0, 2.0]), dim=-1))
+    steps = [re.fullmatch(r"\[1, 8, 1024\] in .* s, of which .* s on the way; (\d+) bytes sent", s) for s in lines[2:5]]
+    # In bfloat16, two bytes an element, and the few fields around them.
+    assert all(step and 2 * 8 * 1024 < int(step[1]) < 2 * 8 * 1024 + 100 for step in steps)
+    assert lines[5].startswith("INVALID_ARGUMENT: NaN or infinity among the inputs: ")
+    assert lines[6:] == ["after the refusal: (1, 4, 4)"]
+
+
+def test_custom_service() -> None:
+    with (
+        serving_program(["examples/custom_service.py", "serve", "0"]) as address,
+        GRPCComputeClient(address) as client,
+    ):
+        pictures, refusal = run_example("custom_service", "call", address).splitlines()
+        grey_BCHW = client.compute(torch.full((2, 30, 40, 3), 51, dtype=torch.uint8))
+    assert pictures.startswith("[3, 480, 640, 3] became [3, 3, 224, 224], mean ")
+    assert refusal == "expected a batch of pictures, uint8 [B, H, W, 3], came torch.float32 [3, 480, 640, 3]"
+    wanted_C = (0.2 - torch.tensor([0.485, 0.456, 0.406])) / torch.tensor([0.229, 0.224, 0.225])
+    torch.testing.assert_close(grey_BCHW, wanted_C[None, :, None, None].expand(2, 3, 224, 224))
+
+
 @pytest.mark.parametrize("path", EXAMPLES, ids=lambda path: path.stem)
 def test_examples_are_short(path: Path) -> None:
     assert len(path.read_text().splitlines()) < 60
@@ -78,4 +105,4 @@ def test_examples_are_short(path: Path) -> None:
 def test_every_example_is_run_here() -> None:
     own = Path(__file__).read_text()
     assert [path.name for path in EXAMPLES if path.stem not in own] == []
-    assert len(EXAMPLES) >= 5
+    assert len(EXAMPLES) >= 8
