@@ -180,7 +180,7 @@ def wrong_open(draw: Draw) -> Malformed:
         steps.Open(session_id="b", expected_fingerprint="y" * 100_000),
         steps.Open(session_id="c", codecs=Codecs("no-such", "z" * 10_000)),
     ])  # fmt: skip
-    return Malformed("wrong open", session=(steps.encode_open(opening),))
+    return Malformed("wrong open", session=(steps.encode_close(), steps.encode_open(opening)))
 
 
 def truncated(draw: Draw) -> Malformed:

@@ -30,6 +30,8 @@ from splitlearn_comm import (
 )
 from splitlearn_comm.client import ClientTLS, FixedDelay
 from splitlearn_comm.framing import steps
+from splitlearn_comm.framing.assembly import Packing
+from splitlearn_comm.messages import Forward
 from splitlearn_comm.protocol import COMPUTE, GET_SERVICE_INFO, REQUEST_ID_METADATA, SESSION
 from splitlearn_comm.server import ClientLimits, ServerTLS, TokenFile
 from splitlearn_comm.testing import Identity, RunningSumHost, eventually
@@ -386,6 +388,65 @@ class TestLimits:
             assert refused.value.retry_after_s is not None
             assert 2.0 < refused.value.retry_after_s < 3.1
 
+    def test_a_client_that_does_not_wait_is_made_to(self) -> None:
+        config = GRPCServerConfig(client_limits=ClientLimits(requests_per_s=20))
+        with (
+            GRPCComputeServer(RunningSumHost(), port=0, config=config) as server,
+            GRPCComputeClient(server.address) as client,
+            client.session() as session,
+        ):
+            refusals = [error for _ in range(40) if (error := self._try_step(session)) is not None]
+        assert 1 <= len(refusals) <= 12
+
+    def test_bytes_of_a_session(self) -> None:
+        config = GRPCServerConfig(client_limits=ClientLimits(bytes_per_s=1e5))
+        with (
+            GRPCComputeServer(Identity(), port=0, config=config) as server,
+            GRPCComputeClient(server.address) as client,
+            client.session() as session,
+        ):
+            session.step(torch.ones(1, 1, 100_000))
+            with pytest.raises(ResourceExhaustedError, match="more bytes than 100000 a second"):
+                session.step(torch.ones(1, 1, 1))
+
+    def test_replies_that_are_kept(self) -> None:
+        config = GRPCServerConfig(tokens=TOKENS, client_limits=ClientLimits(max_bytes_held=10_000))
+        with (
+            GRPCComputeServer(Identity(), port=0, config=config) as server,
+            GRPCComputeClient(server.address, token=ALICE) as alice,
+            GRPCComputeClient(server.address, token=BOB) as bob,
+        ):
+            with alice.session() as first, alice.session() as second:
+                first.step(torch.ones(1, 1, 1500))
+                with pytest.raises(ResourceExhaustedError, match=r"client alice has 6.* bytes held here"):
+                    second.step(torch.ones(1, 1, 1500))
+                with bob.session() as good:
+                    good.step(torch.ones(1, 1, 1500))
+            with alice.session() as third:
+                third.step(torch.ones(1, 1, 1500))
+
+    def test_chunks_of_streams_that_ended_are_held_no_more(self) -> None:
+        config = GRPCServerConfig(client_limits=ClientLimits(max_bytes_held=100_000))
+        piece = steps.encode_step(1, 0, Forward(torch.ones(1, 1, 20_000)), Packing("", 1 << 16))
+
+        def comes_through(name: str) -> bool:
+            opening = steps.encode_open(steps.Open(name))
+            # The answer to a second open says that the chunk before it has arrived.
+            call = channel.stream_stream(SESSION)(iter([opening, next(iter(piece)), opening]))
+            try:
+                return next(call) == next(call)
+            except grpc.RpcError:
+                return False
+            finally:
+                call.cancel()
+
+        with (
+            GRPCComputeServer(Identity(), port=0, config=config) as server,
+            grpc.insecure_channel(server.address) as channel,
+        ):
+            for number in range(5):
+                eventually(lambda name=f"s{number}": comes_through(name))
+
     def test_calls_in_flight(self) -> None:
         config = GRPCServerConfig(tokens=TOKENS, client_limits=ClientLimits(max_calls=2))
         with (
@@ -436,7 +497,28 @@ class TestLimits:
             assert bob.health()
 
 
+def test_a_refusal_never_overtakes_what_a_client_writes_first() -> None:
+    async def ask(address: str) -> None:
+        for _ in range(60):
+            async with AsyncComputeClient(address, retry=ONCE) as client:
+                with pytest.raises(AuthenticationError):
+                    await client.session().open()
+
+    with GRPCComputeServer(RunningSumHost(), port=0, config=GRPCServerConfig(tokens=TOKENS)) as server:
+        asyncio.run(ask(server.address))
+
+
 class TestRequestIds:
+    def test_what_a_client_sends_makes_no_lines_in_the_log_and_no_long_errors(
+        self, sum_server: GRPCComputeServer, caplog: pytest.LogCaptureFixture
+    ) -> None:
+        opening = steps.Open("a\nfailed b", resume=True), steps.Open("c", expected_fingerprint="d" * 10_000)
+        with grpc.insecure_channel(sum_server.address) as channel, caplog.at_level(logging.INFO, "splitlearn_comm"):
+            answers = list(channel.stream_stream(SESSION)(iter([steps.encode_open(one) for one in opening])))
+        assert all(len(answer) < 1500 for answer in answers)
+        assert "there is no session a?failed b" in caplog.text
+        assert all("\n" not in record.getMessage() for record in caplog.records)
+
     def test_the_clients_id_is_in_the_log_and_in_the_error(self, caplog: pytest.LogCaptureFixture) -> None:
         with (
             GRPCComputeServer(RunningSumHost(), port=0) as server,
