@@ -8,6 +8,7 @@ import shutil
 import threading
 from collections.abc import Iterator
 from pathlib import Path
+from queue import SimpleQueue
 
 import grpc
 import pytest
@@ -430,15 +431,15 @@ class TestLimits:
         piece = steps.encode_step(1, 0, Forward(torch.ones(1, 1, 20_000)), Packing("", 1 << 16))
 
         def comes_through(name: str) -> bool:
-            opening = steps.encode_open(steps.Open(name))
-            # The answer to a second open says that the chunk before it has arrived.
-            call = channel.stream_stream(SESSION)(iter([opening, next(iter(piece)), opening]))
-            try:
-                return next(call) == next(call)
-            except grpc.RpcError:
-                return False
-            finally:
-                call.cancel()
+            outbox: SimpleQueue[bytes | None] = SimpleQueue()
+            call = channel.stream_stream(SESSION)(iter(outbox.get, None))
+            outbox.put(steps.encode_open(steps.Open(name)))
+            next(call)
+            before = server.statistics().bytes_received
+            outbox.put(next(iter(piece)))
+            eventually(lambda: not call.is_active() or server.statistics().bytes_received > before)
+            outbox.put(None)
+            return call.is_active() and call.cancel()
 
         with (
             GRPCComputeServer(Identity(), port=0, config=config) as server,
