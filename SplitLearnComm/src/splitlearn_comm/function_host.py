@@ -8,6 +8,7 @@ from typing import Any, TypeVar
 import torch
 
 from splitlearn_comm.errors import UnsupportedOperationError
+from splitlearn_comm.framing.chunks import CHUNK_BYTES
 from splitlearn_comm.function import ComputeFunction
 from splitlearn_comm.host import SessionHost
 from splitlearn_comm.messages import Action, ComputeCall, ComputeResult, Forward, KVEntries, ServiceInfo
@@ -69,7 +70,10 @@ class FunctionHost(SessionHost):
             return None
         arguments = self._arguments(attention_mask=action.attention_mask, position_ids=action.position_ids)
         output = await self._run(action.hidden, arguments)
-        return output[0] if isinstance(output, tuple) else output
+        tensor = output[0] if isinstance(output, tuple) else output
+        # Sent in chunks and kept for a repeat: a function may use the memory of what it gave back again.
+        is_shared = tensor.nbytes > CHUNK_BYTES and tensor.data_ptr() != action.hidden.data_ptr()
+        return tensor.clone() if is_shared else tensor
 
     async def close_session(self, session_id: str) -> None:
         """Nothing to do: there is no state."""

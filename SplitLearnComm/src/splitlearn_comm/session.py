@@ -126,7 +126,8 @@ class Ledger:
         self._running = None
 
     def adopt(self, step_id: int, position: int, batch: int | None) -> None:
-        """Go on where the session was at another server; a repeat of its last step cannot be answered here.
+        """Go on where the session was at another server, once this is abandoned; a repeat of its last step cannot be
+        answered here.
 
         Raises:
             StepOrderError: This session has done something already.
@@ -135,6 +136,8 @@ class Ledger:
             raise StepOrderError(f"session {self.session_id} is not new: a state can be imported into a new one only")
         self.step_id, self.position, self.batch = step_id, position, batch
         self._position_before, self._reply = -1, None
+        # Running until the host has taken the state over, so that nobody goes on with the session before.
+        self._running = Run(position, batch)
 
     def _check_order(self, step_id: int) -> None:
         if step_id <= self.step_id:

@@ -6,7 +6,7 @@ import asyncio
 import contextlib
 import threading
 from collections.abc import Callable
-from queue import SimpleQueue
+from queue import Empty, SimpleQueue
 from typing import Any, NamedTuple, TypeVar
 
 T = TypeVar("T")
@@ -56,8 +56,9 @@ class WorkerThread:
         if thread is None:
             return
         jobs, self._jobs = self._jobs, SimpleQueue()
-        while not jobs.empty():
-            if job := jobs.get():
+        with contextlib.suppress(Empty):
+            # Not asking whether it is empty first: the thread may take the last job in between.
+            while job := jobs.get_nowait():
                 job.answer.cancel()
         jobs.put(None)
         await asyncio.to_thread(thread.join)

@@ -24,6 +24,9 @@ def test_a_breaker_opens_after_some_failures_in_a_row_and_stays_open_longer_each
         waits_s.append(breaker.closed_at_s() - now_s)
         assert breaker.may_try(breaker.closed_at_s())
     assert waits_s == [1.0, 2.0, 3.0, 3.0]
+    closed_at_s = breaker.closed_at_s()
+    breaker.failed(closed_at_s - 0.1)  # others that were on their way when it opened
+    assert breaker.closed_at_s() == closed_at_s
 
 
 def test_one_answer_closes_a_breaker_and_begins_the_count_again() -> None:

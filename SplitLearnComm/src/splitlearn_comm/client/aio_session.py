@@ -11,7 +11,7 @@ from typing import Self
 import torch
 
 from splitlearn_comm.client.aio_stream import AsyncStream
-from splitlearn_comm.client.course import Connect, Course, Effect, Exchange, SessionCourse, Wait
+from splitlearn_comm.client.course import Connect, Course, Effect, Exchange, Pause, Return, SessionCourse, Settle, Wait
 from splitlearn_comm.client.cursor import SessionCursor
 from splitlearn_comm.client.deadline import Deadline
 from splitlearn_comm.client.session import CLOSE_TIMEOUT_S
@@ -40,6 +40,7 @@ class AsyncClientSession:
         self._settings = settings
         self._cursor = cursor
         self._stream: AsyncStream | None = None
+        self._put_aside: AsyncStream | None = None
         self._is_in_use = False
 
     def __repr__(self) -> str:
@@ -97,11 +98,13 @@ class AsyncClientSession:
         self._cursor.end()
         if stream is None:
             return
-        if is_polite:
-            number = self._cursor.step_id + 1
-            with contextlib.suppress(CommError):
-                await stream.exchange(steps.encode_close(number), Deadline.after(CLOSE_TIMEOUT_S), number)
-        stream.close()
+        try:
+            if is_polite:
+                number = self._cursor.step_id + 1
+                with contextlib.suppress(CommError):
+                    await stream.exchange(steps.encode_close(number), Deadline.after(CLOSE_TIMEOUT_S), number)
+        finally:
+            stream.close()
 
     async def __aenter__(self) -> Self:
         await self.open()
@@ -141,6 +144,7 @@ class AsyncClientSession:
         except BaseException as error:
             # What the server has done is unknown now; another step could be answered with this one's result.
             self._cursor.end(error if isinstance(error, CommError) else CommError("a step was interrupted"))
+            self._settle()
             self._drop_stream()
             raise
 
@@ -149,13 +153,27 @@ class AsyncClientSession:
             case Exchange(message, step_id):
                 assert self._stream is not None, "a course connects before it exchanges"
                 return await self._stream.exchange(message, deadline, step_id)
-            case Connect(address):
+            case Connect(address, keeps_other):
+                if keeps_other:
+                    self._put_aside, self._stream = self._stream, None
                 self._drop_stream()
                 self._stream = self._connect(address)
+            case Return():
+                self._drop_stream()
+                self._stream, self._put_aside = self._put_aside, None
+            case Settle():
+                self._settle()
             case Wait(seconds):
                 self._drop_stream()
                 await asyncio.sleep(seconds)
+            case Pause(seconds):
+                await asyncio.sleep(seconds)
         return None
+
+    def _settle(self) -> None:
+        stream, self._put_aside = self._put_aside, None
+        if stream is not None:
+            stream.close()
 
     def _drop_stream(self) -> None:
         stream, self._stream = self._stream, None

@@ -38,7 +38,9 @@ class CircuitBreaker:
         self.failures, self._closed_at_s = 0, 0.0
 
     def failed(self, now_s: float) -> None:
-        """Note that the server could not be reached."""
+        """Note that the server could not be reached; while it is left alone anyway, that is no news."""
+        if not self.may_try(now_s):
+            return
         self.failures += 1
         if self.failures >= self.threshold:
             doublings = min(self.failures - self.threshold, 32)

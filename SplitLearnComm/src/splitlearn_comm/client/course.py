@@ -15,7 +15,7 @@ from splitlearn_comm.client.cursor import SessionCursor
 from splitlearn_comm.client.deadline import Deadline
 from splitlearn_comm.client.replicas import ReplicaBook
 from splitlearn_comm.client.statistics import ClientStatistics
-from splitlearn_comm.errors import CommError, ServerUnavailableError, SessionNotFoundError
+from splitlearn_comm.errors import CommError, ResourceExhaustedError, ServerUnavailableError, SessionNotFoundError
 from splitlearn_comm.framing.chunks import Outgoing
 from splitlearn_comm.framing.steps import Answer
 from splitlearn_comm.messages import SessionState
@@ -23,9 +23,20 @@ from splitlearn_comm.messages import SessionState
 
 @dataclass(frozen=True, slots=True)
 class Connect:
-    """Leave the stream there is, if any, and begin one to this server."""
+    """Begin a stream to this server; leave the one there is, if any, or put it aside."""
 
     address: str
+    keeps_other: bool = False
+
+
+@dataclass(frozen=True, slots=True)
+class Return:
+    """Leave the stream there is for the one that was put aside."""
+
+
+@dataclass(frozen=True, slots=True)
+class Settle:
+    """Leave the stream that was put aside."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -38,12 +49,19 @@ class Exchange:
 
 @dataclass(frozen=True, slots=True)
 class Wait:
-    """Do nothing for a while."""
+    """Leave the stream there is, and do nothing for a while."""
 
     seconds: float
 
 
-Effect = Connect | Exchange | Wait
+@dataclass(frozen=True, slots=True)
+class Pause:
+    """Do nothing for a while, and keep the stream."""
+
+    seconds: float
+
+
+Effect = Connect | Return | Settle | Exchange | Wait | Pause
 """What a shell does; it sends back the answer, or throws in the `CommError` with which it failed."""
 Course = Generator[Effect, Any, Answer]
 
@@ -63,6 +81,7 @@ class SessionCourse:
         self._statistics = statistics
         self._is_connected = False
         self._should_move = False
+        self._can_move = True
 
     def open(self, deadline: Deadline) -> Course:
         """Open the session; the answer is that of the server to the last message of it.
@@ -95,7 +114,7 @@ class SessionCourse:
                     self._note(answer)
                 return answer
             except ServerUnavailableError as error:
-                self._lose_connection(was_connected, error)
+                self._lose_connection()
                 delay_s = self._cursor.delay_after(error, attempt, deadline, may_retry=self._book.may_retry())
                 # A stream that broke says nothing about the next one: that is tried at once.
                 if not (was_connected and attempt == 1):
@@ -103,80 +122,113 @@ class SessionCourse:
             attempt += 1
 
     def _note(self, answer: Answer) -> None:
-        if answer.draining and self._book.has_others:
+        if answer.draining and self._book.has_others and self._can_move:
             self._should_move = True
 
-    def _lose_connection(self, was_connected: bool, error: ServerUnavailableError) -> None:
+    def _lose_connection(self) -> None:
         self._statistics.retries += 1
-        if was_connected and self._cursor.home is not None:
-            self._book.failed(self._cursor.home, time.monotonic(), error)
         self._is_connected = False
 
-    def _connect(self, without: str | None = None, state: SessionState | None = None) -> Course:
+    def _connect(self) -> Course:
         """Open, resume or rebuild the session at the first server where that works."""
-        last: ServerUnavailableError | None = None
-        for address in self._candidates(without):
+        last: CommError | None = None
+        for address in self._candidates():
             try:
                 yield Connect(address)
-                answer = yield from self._take_up(address, state)
-            except ServerUnavailableError as error:
-                self._book.failed(address, time.monotonic(), error)
+                answer = yield from self._take_up(address)
+            except (ServerUnavailableError, ResourceExhaustedError) as error:
+                if isinstance(error, ServerUnavailableError):
+                    self._book.failed(address, time.monotonic(), error)
                 last = error
             else:
-                self._book.succeeded(address)
-                self._cursor.home, self._is_connected = address, True
+                self._arrive(address)
                 return answer
         assert last is not None, "there is a candidate"
         raise last
 
-    def _candidates(self, without: str | None) -> list[str]:
+    def _arrive(self, address: str) -> None:
+        self._book.succeeded(address)
+        self._cursor.home, self._is_connected = address, True
+
+    def _candidates(self) -> list[str]:
         home = self._cursor.home
-        if home is None or without is not None or self._cursor.can_go_elsewhere:
-            return self._book.order(time.monotonic(), first=home, without=without)
+        if home is None or self._cursor.can_go_elsewhere:
+            return self._book.order(time.monotonic(), first=home)
         return [home]  # only the server that has the session's state can go on with it
 
-    def _take_up(self, address: str, state: SessionState | None) -> Course:
+    def _take_up(self, address: str) -> Course:
         cursor = self._cursor
-        if cursor.was_opened and address == cursor.home and state is None:
+        if cursor.was_opened and address == cursor.home:
             resumed: Answer = yield Exchange(cursor.open_message(resume=True))
-            if not (isinstance(resumed.error, SessionNotFoundError) and cursor.can_go_elsewhere):
+            is_there = resumed.error is None and cursor.is_whole(resumed)
+            is_lost = isinstance(resumed.error, SessionNotFoundError) or (resumed.error is None and not is_there)
+            if is_there or not (is_lost and cursor.can_go_elsewhere):
                 cursor.take_opened(resumed)
                 return resumed
+            yield Connect(address)
         was_opened = cursor.was_opened
-        cursor.begin_anew()
-        opened: Answer = yield Exchange(cursor.open_message(resume=False))
-        cursor.take_opened(opened)
-        if was_opened and cursor.step_id:
-            yield from self._rebuild(state)
+        # Until it is whole again no server has this session: an attempt that breaks half-way is not resumed.
+        home, cursor.home = cursor.home, None
+        try:
+            opened = yield from self._open_anew()
+            if was_opened and cursor.step_id:
+                yield from self._rebuild()
+        except BaseException:
+            cursor.home = home if home != address else None
+            raise
         return opened
 
-    def _rebuild(self, state: SessionState | None) -> Generator[Effect, Any, None]:
-        """Bring a new session to where the old one was: with its state, or by saying everything again."""
-        if state is not None or not self._cursor.is_stateful:
-            answer = yield Exchange(self._cursor.import_message(state))
-            if answer.error is not None:
-                raise answer.error
+    def _open_anew(self) -> Course:
+        self._cursor.begin_anew()
+        opened: Answer = yield Exchange(self._cursor.open_message(resume=False))
+        self._cursor.take_opened(opened)
+        return opened
+
+    def _rebuild(self) -> Generator[Effect, Any, None]:
+        """Bring a new session to where the old one was, by saying everything again."""
+        if not self._cursor.is_stateful:
+            yield from self._import(None)
             return
         self._statistics.failovers += 1
         for number, message in enumerate(self._cursor.history, start=1):
-            answer = yield Exchange(message, number)
+            answer: Answer = yield Exchange(message, number)
+            while isinstance(answer.error, ResourceExhaustedError) and answer.error.retry_after_s is not None:
+                # It all comes at once, faster than it was said the first time.
+                yield Pause(answer.error.retry_after_s)
+                answer = yield Exchange(message, number)
             if answer.error is not None:
                 raise answer.error
             self._statistics.replayed_steps += 1
 
+    def _import(self, state: SessionState | None) -> Generator[Effect, Any, None]:
+        answer: Answer = yield Exchange(self._cursor.import_message(state))
+        if answer.error is not None:
+            raise answer.error
+
     def _move(self) -> Generator[Effect, Any, None]:
-        """Take the session, with its state, from a server that drains to another."""
+        """Take the session, with its state, from a server that drains to another; stay if nobody takes it."""
         self._should_move = False
-        answer = yield Exchange(self._cursor.export_message())
+        answer: Answer = yield Exchange(self._cursor.export_message())
         if answer.state is None:
-            return  # it cannot be exported: it stays until the server is gone, and is rebuilt then
-        home = self._cursor.home
+            self._can_move = False  # it stays until the server is gone, and is rebuilt then
+            return
+        cursor, home, name = self._cursor, self._cursor.home, self._cursor.session_id
         try:
-            yield from self._connect(without=home, state=answer.state)
-        except CommError as error:
-            self._is_connected = False
-            if not isinstance(error, ServerUnavailableError):
-                # Nobody else takes it as it is: as if this server had been lost.
-                raise ServerUnavailableError(f"no other server takes the session: {error}") from error
-            raise
-        self._statistics.moves += 1
+            addresses = self._book.order(time.monotonic(), without=home)
+        except ServerUnavailableError:
+            return
+        for address in addresses:
+            try:
+                yield Connect(address, keeps_other=True)
+                yield from self._open_anew()
+                yield from self._import(answer.state)
+            except CommError as error:
+                if isinstance(error, ServerUnavailableError):
+                    self._book.failed(address, time.monotonic(), error)
+                cursor.session_id = name
+                yield Return()
+            else:
+                yield Settle()
+                self._arrive(address)
+                self._statistics.moves += 1
+                return

@@ -70,6 +70,10 @@ class SessionCursor:
             self._generation += 1
             self.session_id = f"{self._base_id}.{self._generation}"
 
+    def is_whole(self, resumed: steps.Answer) -> bool:
+        """Whether the session that a server has is this one: what it did last is the last step here, or the next."""
+        return resumed.step_id in (self.step_id, self.step_id + 1)
+
     def open_message(self, *, resume: bool) -> bytes:
         """The message that opens the session, or goes on with it on a new stream."""
         opening = steps.Open(
@@ -98,6 +102,8 @@ class SessionCursor:
         if answer.opened is None:
             raise InvalidRequestError("the server answered an open with something else")
         self.was_opened = True
+        # From here on only servers of the same will do.
+        self._expected_fingerprint = self._expected_fingerprint or answer.opened.fingerprint or None
         if not answer.opened.stateful and self.is_stateful:
             self.is_stateful = False
             self.history.give_up()

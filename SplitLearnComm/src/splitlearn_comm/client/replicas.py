@@ -51,7 +51,7 @@ class ReplicaBook:
         """
         usable = [a for a in self.addresses if a != without and self._breakers[a].may_try(now_s)]
         if not usable:
-            raise self._all_left_alone(now_s)
+            raise self._all_left_alone(now_s, without)
         # The healthier first; sorting is stable, so the order of the addresses decides between equals.
         return sorted(usable, key=lambda address: (address != first, self._breakers[address].failures))
 
@@ -70,9 +70,12 @@ class ReplicaBook:
         self._reasons[address] = str(error).partition(";")[0]
         self._budgets[address].failed()
 
-    def _all_left_alone(self, now_s: float) -> ServerUnavailableError:
-        wait_s = max(0.0, min(breaker.closed_at_s() for breaker in self._breakers.values()) - now_s)
+    def _all_left_alone(self, now_s: float, without: str | None) -> ServerUnavailableError:
+        if not (asked := [address for address in self.addresses if address != without]):
+            return ServerUnavailableError(f"there is no other server than {without}")
+        wait_s = max(0.0, min(self._breakers[address].closed_at_s() for address in asked) - now_s)
+        reasons = " and ".join(self._reasons[address] for address in asked)
         return ServerUnavailableError(
-            f"{' and '.join(self._reasons.values())}; after several failures in a row nothing is asked for another "
-            f"{wait_s:.1f} s: is the server started, and is this it?"
+            f"{reasons}; after several failures in a row nothing is asked for another {wait_s:.1f} s: "
+            f"is the server started, and is this it?"
         )

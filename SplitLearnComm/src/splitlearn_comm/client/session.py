@@ -11,7 +11,7 @@ from typing import Self
 
 import torch
 
-from splitlearn_comm.client.course import Connect, Course, Effect, Exchange, SessionCourse, Wait
+from splitlearn_comm.client.course import Connect, Course, Effect, Exchange, Pause, Return, SessionCourse, Settle, Wait
 from splitlearn_comm.client.cursor import SessionCursor
 from splitlearn_comm.client.deadline import Deadline
 from splitlearn_comm.client.settings import ClientSettings
@@ -45,6 +45,7 @@ class ClientSession:
         self._settings = settings
         self._cursor = cursor
         self._stream: SyncStream | None = None
+        self._put_aside: SyncStream | None = None
         self._in_use = threading.Lock()
         deadline = Deadline.after(settings.connect_timeout_s)
         self._follow(course.open(deadline), deadline)
@@ -112,11 +113,13 @@ class ClientSession:
         self._cursor.end()
         if stream is None:
             return
-        if is_polite:
-            number = self._cursor.step_id + 1
-            with contextlib.suppress(CommError):
-                stream.exchange(steps.encode_close(number), Deadline.after(CLOSE_TIMEOUT_S), number)
-        stream.close()
+        try:
+            if is_polite:
+                number = self._cursor.step_id + 1
+                with contextlib.suppress(CommError):
+                    stream.exchange(steps.encode_close(number), Deadline.after(CLOSE_TIMEOUT_S), number)
+        finally:
+            stream.close()
 
     def __enter__(self) -> Self:
         return self
@@ -154,6 +157,7 @@ class ClientSession:
         except BaseException as error:
             # What the server has done is unknown now; another step could be answered with this one's result.
             self._cursor.end(error if isinstance(error, CommError) else CommError("a step was interrupted"))
+            self._settle()
             self._drop_stream()
             raise
 
@@ -162,13 +166,27 @@ class ClientSession:
             case Exchange(message, step_id):
                 assert self._stream is not None, "a course connects before it exchanges"
                 return self._stream.exchange(message, deadline, step_id)
-            case Connect(address):
+            case Connect(address, keeps_other):
+                if keeps_other:
+                    self._put_aside, self._stream = self._stream, None
                 self._drop_stream()
                 self._stream = self._connect(address)
+            case Return():
+                self._drop_stream()
+                self._stream, self._put_aside = self._put_aside, None
+            case Settle():
+                self._settle()
             case Wait(seconds):
                 self._drop_stream()
                 time.sleep(seconds)
+            case Pause(seconds):
+                time.sleep(seconds)
         return None
+
+    def _settle(self) -> None:
+        stream, self._put_aside = self._put_aside, None
+        if stream is not None:
+            stream.close()
 
     def _drop_stream(self) -> None:
         stream, self._stream = self._stream, None

@@ -67,9 +67,11 @@ def with_tensor(
         header += pb.TensorData(chunked_bytes=len(data)).SerializeToString()
         last = b"".join((fields, _before(path, header, 0, len(beside)), beside))
         return ChunkedMessage(data, last, chunk_number, packing.chunk_bytes)
-    if len(data) > VIEWED_BYTES:
+    if len(data) > VIEWED_BYTES and not packing.codec:
         header = _aligned(path, header, len(data), len(beside), len(fields) % _ALIGNMENT)
-    return b"".join((fields, _before(path, header, len(data), len(beside)), data, beside))
+    # With a codec no header is like another: remembering them would push out those that are.
+    before = (_before.__wrapped__ if packing.codec else _before)(path, header, len(data), len(beside))
+    return b"".join((fields, before, data, beside))
 
 
 @lru_cache(maxsize=1024)

@@ -5,8 +5,10 @@ from __future__ import annotations
 from collections.abc import Iterator
 from dataclasses import dataclass
 
+import torch
+
 from splitlearn_comm._proto.splitlearn.v1 import compute_pb2 as pb
-from splitlearn_comm.codec import field_header
+from splitlearn_comm.codec import field_header, memory_of
 from splitlearn_comm.errors import InvalidRequestError, MessageTooLargeError
 
 CHUNK_BYTES = 1 << 20
@@ -65,7 +67,7 @@ class ChunkBuffer:
 
     def __init__(self, max_bytes: int) -> None:
         self._max_bytes = max_bytes
-        self._data: bytearray | None = None
+        self._data: torch.Tensor | None = None
         self._filled_bytes = 0
 
     def add(self, offset: int, total_bytes: int, piece: memoryview) -> None:
@@ -81,18 +83,18 @@ class ChunkBuffer:
                 f"send a smaller batch, or raise max_message_bytes on both sides"
             )
         if self._data is None:
-            # Zeroed pages come from the system when they are first written to: an announcement alone takes no memory.
-            self._data = bytearray(total_bytes)
+            # Not filled with zeros: pages come when they are written to, so that an announcement alone takes none.
+            self._data = torch.empty(total_bytes, dtype=torch.uint8)
         if len(self._data) != total_bytes or offset > self._filled_bytes or offset + len(piece) > total_bytes:
             raise InvalidRequestError(
                 f"a chunk out of place: {len(piece)} bytes at {offset} of {total_bytes} came, "
                 f"with {self._filled_bytes} of {len(self._data)} there"
             )
-        self._data[offset : offset + len(piece)] = piece
+        memory_of(self._data)[offset : offset + len(piece)] = piece
         self._filled_bytes = max(self._filled_bytes, offset + len(piece))
 
-    def take(self, num_bytes: int) -> bytearray:
-        """The whole, for the message that names it; the buffer is empty then.
+    def take(self, num_bytes: int) -> torch.Tensor:
+        """The whole, uint8 [N], for the message that names it; the buffer is empty then.
 
         Raises:
             InvalidRequestError: Another number of bytes came.

@@ -116,6 +116,8 @@ class Opened:
     """Data of a tensor it takes in one message; 0: it takes no chunks."""
     stateful: bool = True
     """Whether the session has state there."""
+    fingerprint: str = ""
+    """Of what is served; empty if it has none."""
 
 
 class Inbox:
@@ -213,7 +215,7 @@ class Inbox:
                 return Answer(step_id, position, self._tensor_of(message.tensor), **common)
             case "opened":
                 came = message.opened
-                opened = Opened(came.max_message_bytes, came.chunk_bytes, came.stateful)
+                opened = Opened(came.max_message_bytes, came.chunk_bytes, came.stateful, came.fingerprint)
                 return Answer(step_id, position, opened=opened)
             case "state":
                 return Answer(step_id, position, state=_state_of(message.state), **common)
@@ -279,7 +281,10 @@ def encode_step(step_id: int, position: int, action: Action, packing: Packing = 
 def encode_opened(step_id: int, position: int, opened: Opened) -> bytes:
     """The answer to an open."""
     result = pb.Opened(
-        max_message_bytes=opened.max_message_bytes, chunk_bytes=opened.chunk_bytes, stateful=opened.stateful
+        max_message_bytes=opened.max_message_bytes,
+        chunk_bytes=opened.chunk_bytes,
+        stateful=opened.stateful,
+        fingerprint=opened.fingerprint,
     )
     return pb.SessionResponse(step_id=step_id, position=position, opened=result).SerializeToString()
 

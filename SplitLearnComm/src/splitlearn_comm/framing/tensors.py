@@ -10,7 +10,7 @@ from typing import NamedTuple
 import torch
 
 from splitlearn_comm._proto.splitlearn.v1 import compute_pb2 as pb
-from splitlearn_comm.codec import Payload, decode_payload
+from splitlearn_comm.codec import Payload, decode_payload, memory_of
 from splitlearn_comm.errors import InvalidRequestError
 from splitlearn_comm.framing.assembly import VIEWED_BYTES
 from splitlearn_comm.framing.fields import parse
@@ -88,30 +88,31 @@ class TensorTaker:
             raise _wrong_length(header, located.end - located.begin)
         else:
             tensor = _read(buffer, located.begin, header)
-        if header is not None and located.end == len(buffer) and header.num_bytes <= VIEWED_BYTES:
+        is_alone = located.end == len(buffer) and not any(outside[1:])
+        if header is not None and is_alone and header.num_bytes <= VIEWED_BYTES:
             self._before, self._header = buffer[located.field : located.begin], header
         return Taken(outside[0], outside[1] if len(outside) > 1 else b"", tensor)
 
 
-def tensor_of(message: pb.TensorData, data: bytearray | None = None, codecs: Collection[str] = ()) -> torch.Tensor:
+def tensor_of(message: pb.TensorData, data: torch.Tensor | None = None, codecs: Collection[str] = ()) -> torch.Tensor:
     """The tensor of a parsed message.
 
     Args:
         message: As it came.
-        data: What came in chunks before it; None if nothing did.
+        data: What came in chunks before it, uint8 [N]; None if nothing did.
         codecs: Names of the codecs that were agreed on.
 
     Raises:
         InvalidRequestError: Dtype, shape and data do not agree.
         UnsupportedOperationError: It came through a codec that was not agreed on.
     """
-    payload = Payload.of(message, message.data if data is None else memoryview(data))
+    payload = Payload.of(message, message.data if data is None else memory_of(data))
     if data is not None and not payload.codec and payload.dtype is not torch.bool:
         header = _Header(payload.dtype, payload.shape, payload.tensor_bytes)
         if header.num_bytes != len(data):
             raise _wrong_length(header, len(data))
         # The chunks were put together in memory of their own: it becomes the tensor's.
-        return torch.frombuffer(data, dtype=header.dtype).view(header.shape)
+        return data.view(header.dtype).view(header.shape)
     return decode_payload(payload, codecs)
 
 
@@ -130,6 +131,8 @@ def _decoded(fields: bytes, data: memoryview, codecs: Collection[str]) -> torch.
 
 
 def _read(buffer: bytes, begin: int, header: _Header) -> torch.Tensor:
+    if not header.num_bytes:
+        return torch.empty(header.shape, dtype=header.dtype)
     address = _address_of(buffer) + begin if header.num_bytes > VIEWED_BYTES else 0
     if not address or address % header.dtype.itemsize:
         storage = bytearray(memoryview(buffer)[begin : begin + header.num_bytes])

@@ -45,6 +45,7 @@ class _Stream:
     session_id: str = ""
     attachment: int = 0
     is_busy: bool = False
+    has_read: bool = False
     packing: Packing = PLAIN
     tells_timings: bool = False
     can_move: bool = False
@@ -153,8 +154,11 @@ class SessionService:
                 await context.abort(grpc.StatusCode.UNAVAILABLE, "the server is stopping")
 
     async def _converse(self, stream: _Stream, context: grpc.aio.ServicerContext[Any, Any]) -> None:
-        while (stream.can_move or not self._is_draining) and (data := await context.read()) is not _END:
-            stream.is_busy = True
+        # The first message of a stream is read while draining too: a client may come back for its session.
+        while (stream.can_move or not stream.has_read or not self._is_draining) and (
+            data := await context.read()
+        ) is not _END:
+            stream.is_busy = stream.has_read = True
             stream.meter.receive(len(data))
             reply = await self._answer(stream, data)
             if reply is not None:
@@ -211,7 +215,8 @@ class SessionService:
             ledger = await self._resume(stream, opening.session_id)
         else:
             ledger = await self._open_new(stream, opening.session_id)
-        opened = steps.Opened(self._config.max_message_bytes, CHUNK_BYTES, self._is_stateful)
+        fingerprint = self._host.get_info().fingerprint or ""
+        opened = steps.Opened(self._config.max_message_bytes, CHUNK_BYTES, self._is_stateful, fingerprint)
         return steps.encode_opened(ledger.step_id, ledger.position, opened)
 
     def _agree(self, stream: _Stream, opening: steps.Open) -> None:
@@ -228,10 +233,11 @@ class SessionService:
         return self._table.has(session_id) and self._table.ledger(session_id).step_id == 0
 
     async def _open_new(self, stream: _Stream, session_id: str) -> Ledger:
-        stream.meter.account.open_session(session_id, self._table.has)
+        # The table first: it refuses a name that is taken, and nobody becomes the owner of another's session.
         attachment = self._table.open(session_id, self._clock())
         self._opening.add(session_id)
         try:
+            stream.meter.account.open_session(session_id, self._table.has)
             await self._host.open_session(session_id)
         except BaseException:
             self._table.close(session_id, "it could not be opened")
@@ -273,12 +279,17 @@ class SessionService:
         ledger = self._ledger_of(stream)
         self._validator.check_state(state, request.position)
         ledger.adopt(request.step_id, state.cache.position, state.batch)
-        if self._is_stateful:
-            try:
+        try:
+            if self._is_stateful:
                 await self._host.import_session(ledger.session_id, state.cache)
-            except BaseException:
-                await self._end(ledger, "its state could not be imported")
-                raise
+        except BaseException:
+            await self._end(ledger, "its state could not be imported")
+            raise
+        finally:
+            ledger.abandon()
+            self._wake(ledger.session_id)
+        if not self._table.has(ledger.session_id):
+            await self._close_at_host(ledger.session_id)  # closed meanwhile: what was imported has no owner
         return steps.encode_done(ledger.step_id, ledger.position)
 
     def _ledger_of(self, stream: _Stream) -> Ledger:
@@ -295,7 +306,12 @@ class SessionService:
             return verdict.reply
         try:
             tensor, compute_s = await self._run(ledger, action)
-            reply = self._encoded(stream, request.step_id, verdict.position, tensor, compute_s)
+            try:
+                reply = self._encoded(stream, request.step_id, verdict.position, tensor, compute_s)
+            except Exception:
+                # The host has done the step: its number must not become free again.
+                await self._end(ledger, "the answer to a step of it could not be put into a message")
+                raise
             if len(reply) > self._config.max_message_bytes:
                 await self._lose(ledger, len(reply))
             ledger.commit(reply)

@@ -105,7 +105,9 @@ class HostedTrunk(SessionHost):
     async def import_session(self, session_id: str, cache: KVEntries) -> None:
         """Fill a new session with a cache from another server of the same trunk."""
         self._cache_of(session_id)
-        self._caches[session_id] = await self._worker.run(partial(self._import, cache))
+        imported = await self._worker.run(partial(self._import, cache))
+        if session_id in self._caches:  # not closed meanwhile
+            self._caches[session_id] = imported
 
     def _cache_of(self, session_id: str) -> PartCache:
         if session_id not in self._caches:

@@ -255,14 +255,16 @@ class SessionResponse(_message.Message):
     def __init__(self, step_id: _Optional[int] = ..., position: _Optional[int] = ..., opened: _Optional[_Union[Opened, _Mapping]] = ..., tensor: _Optional[_Union[TensorData, _Mapping]] = ..., done: _Optional[_Union[Done, _Mapping]] = ..., error: _Optional[_Union[Error, _Mapping]] = ..., chunk: _Optional[_Union[TensorChunk, _Mapping]] = ..., state: _Optional[_Union[SessionState, _Mapping]] = ..., timings: _Optional[_Union[Timings, _Mapping]] = ..., draining: bool = ...) -> None: ...
 
 class Opened(_message.Message):
-    __slots__ = ("max_message_bytes", "chunk_bytes", "stateful")
+    __slots__ = ("max_message_bytes", "chunk_bytes", "stateful", "fingerprint")
     MAX_MESSAGE_BYTES_FIELD_NUMBER: _ClassVar[int]
     CHUNK_BYTES_FIELD_NUMBER: _ClassVar[int]
     STATEFUL_FIELD_NUMBER: _ClassVar[int]
+    FINGERPRINT_FIELD_NUMBER: _ClassVar[int]
     max_message_bytes: int
     chunk_bytes: int
     stateful: bool
-    def __init__(self, max_message_bytes: _Optional[int] = ..., chunk_bytes: _Optional[int] = ..., stateful: bool = ...) -> None: ...
+    fingerprint: str
+    def __init__(self, max_message_bytes: _Optional[int] = ..., chunk_bytes: _Optional[int] = ..., stateful: bool = ..., fingerprint: _Optional[str] = ...) -> None: ...
 
 class Done(_message.Message):
     __slots__ = ()
