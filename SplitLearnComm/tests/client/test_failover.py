@@ -14,11 +14,13 @@ import torch
 from splitlearn_comm import (
     AsyncComputeClient,
     ComputeFunction,
+    FingerprintMismatchError,
     GRPCComputeServer,
+    ResourceExhaustedError,
     ServerUnavailableError,
     SessionNotFoundError,
 )
-from splitlearn_comm.client import ClientOptions
+from splitlearn_comm.client import ClientOptions, FixedDelay
 from splitlearn_comm.quickstart import Client
 from splitlearn_comm.testing import RunningSumHost, ServerProcess
 
@@ -256,3 +258,75 @@ def test_a_server_that_hangs_is_given_up_within_the_bound() -> None:
         # Noticed within the bound, and the way to the other server once more as long for a machine that is busy.
         assert time.monotonic() - began_s < 6.0
         assert client.statistics().failovers == 1
+
+
+class Full(RunningSumHost):
+    """Has room for nobody."""
+
+    async def open_session(self, session_id: str) -> None:
+        raise ResourceExhaustedError("no room here")
+
+
+def test_a_server_without_room_is_passed_over() -> None:
+    with (
+        ServerProcess(SUMS) as first,
+        GRPCComputeServer(Full(), port=0) as full,
+        GRPCComputeServer(RunningSumHost(), port=0) as third,
+        Client([first.address, full.address, third.address]) as client,
+        client.session() as session,
+    ):
+        assert torch.equal(stepped(session.step, {5: first.kill}), EXPECTED_BTH)
+        assert third.statistics().sessions_opened == 1
+
+
+def test_a_session_that_nobody_else_takes_stays_at_the_server_that_drains() -> None:
+    first = GRPCComputeServer(RunningSumHost(), port=0)
+    first.start(block=False)
+    with (
+        GRPCComputeServer(Full(), port=0) as full,
+        Client([first.address, full.address], replay_bytes=0) as client,
+        ThreadPoolExecutor(1) as pool,
+    ):
+        with client.session() as session:
+            session.step(HIDDEN_BTH[:, :1])
+            stopping = pool.submit(first.stop, grace_s=60)
+            while client_is_asked_to(first):
+                pass
+            for index in range(1, NUM_STEPS):
+                assert torch.equal(session.step(HIDDEN_BTH[:, index : index + 1]), EXPECTED_BTH[:, index : index + 1])
+        stopping.result()
+        assert client.statistics().moves == 0
+
+
+def test_a_server_of_something_else_is_no_replica() -> None:
+    other = RunningSumHost(fingerprint="other weights")
+    with (
+        ServerProcess(SUMS) as first,
+        GRPCComputeServer(other, port=0) as second,
+        Client([first.address, second.address]) as client,
+        client.session() as session,
+    ):
+        session.step(HIDDEN_BTH[:, :1])
+        first.kill()
+        with pytest.raises(FingerprintMismatchError, match="different models"):
+            session.step(HIDDEN_BTH[:, 1:2])
+
+
+@pytest.mark.slow
+def test_many_sessions_outlive_a_short_absence_of_their_server() -> None:
+    async def main() -> None:
+        first = ServerProcess(SUMS)
+        port = int(first.address.rpartition(":")[2])
+        async with AsyncComputeClient(first.address, retry=FixedDelay(0.2, max_attempts=60)) as client:
+            sessions = [client.session() for _ in range(8)]
+            await asyncio.gather(*(session.step(HIDDEN_BTH[:, :3]) for session in sessions))
+            with first:
+                first.kill()
+            steps = [asyncio.create_task(session.step(HIDDEN_BTH[:, 3:5])) for session in sessions]
+            with await asyncio.to_thread(ServerProcess, SUMS, port=port):
+                for output_BTH in await asyncio.gather(*steps):
+                    assert torch.equal(output_BTH, EXPECTED_BTH[:, 3:5])
+                for session in sessions:
+                    await session.close()
+
+    asyncio.run(main())

@@ -4,8 +4,9 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from splitlearn_comm import Forward, Reorder
+from splitlearn_comm import Forward, Reorder, TensorCodec
 from splitlearn_comm._proto.splitlearn.v1 import compute_pb2 as pb
+from splitlearn_comm.codec import field_header
 from splitlearn_comm.framing import steps
 from splitlearn_comm.framing.chunks import whole
 
@@ -55,3 +56,17 @@ def test_a_message_is_not_taken_for_the_one_before_when_only_its_shape_differs()
         assert request is not None
         assert isinstance(request.action, Forward)
         assert tuple(request.action.hidden.shape) == shape
+
+
+def test_what_stands_before_the_tensor_is_read_every_time() -> None:
+    """Another implementation may put the mask first."""
+    forward = pb.Forward(attention_mask=TensorCodec().encode(torch.ones(1, 2, dtype=torch.bool)))
+    tensor = pb.Forward(tensor=TensorCodec().encode(torch.ones(1, 2, 3)))
+    inside = forward.SerializeToString() + tensor.SerializeToString()
+    buffer = field_header(pb.SessionRequest.FORWARD_FIELD_NUMBER, len(inside)) + inside
+    inbox = steps.Inbox(0)
+    for _ in range(3):
+        request = inbox.request(buffer)
+        assert request is not None
+        assert isinstance(request.action, Forward)
+        assert request.action.attention_mask is not None

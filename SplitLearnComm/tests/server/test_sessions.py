@@ -12,7 +12,15 @@ import grpc
 import pytest
 import torch
 
-from splitlearn_comm import GRPCComputeServer, GRPCServerConfig, MessageTooLargeError, SessionNotFoundError, TensorCodec
+from splitlearn_comm import (
+    Action,
+    CommError,
+    GRPCComputeServer,
+    GRPCServerConfig,
+    MessageTooLargeError,
+    SessionNotFoundError,
+    TensorCodec,
+)
 from splitlearn_comm._proto.splitlearn.v1 import compute_pb2 as pb
 from splitlearn_comm.quickstart import Client
 from splitlearn_comm.testing import Gated, RunningSumHost, Tenfold, eventually
@@ -266,3 +274,42 @@ def test_stopping_lets_the_running_step_finish_and_closes_the_rest() -> None:
         assert server.statistics().sessions_open == 0
         for session in (idle, busy):
             session.close()
+
+
+class Unspeakable(RunningSumHost):
+    """Does a step and then gives an answer that cannot be sent."""
+
+    async def run_step(self, session_id: str, action: Action) -> torch.Tensor | None:
+        output = await super().run_step(session_id, action)
+        assert output is not None
+        return output.to(torch.complex64) if float(output.flatten()[-1]) == 11.0 else output
+
+
+def test_a_step_whose_answer_cannot_be_sent_ends_its_session() -> None:
+    """It was done: were its number free again, its tokens would be counted and nobody would know."""
+    token = torch.ones(1, 1, 4)
+    with GRPCComputeServer(Unspeakable(), port=0) as server, Client(server.address, replay_bytes=0) as client:
+        session = client.session()
+        session.step(token)
+        with pytest.raises(CommError):
+            session.step(10 * token)
+        with pytest.raises(SessionNotFoundError, match="could not be put into a message"):
+            session.step(-9 * token)
+
+
+def test_a_refused_open_makes_nobody_the_owner_of_anothers_session() -> None:
+    config = GRPCServerConfig(tokens={"alice": "a" * 32, "mallory": "m" * 32})
+    token = torch.ones(1, 1, 4)
+    with (
+        GRPCComputeServer(RunningSumHost(), port=0, config=config) as server,
+        Client(server.address, token="a" * 32) as client,
+        client.session() as session,
+        grpc.insecure_channel(server.address) as channel,
+    ):
+        session.step(token)
+        method = channel.stream_stream("/splitlearn.v1.ComputeService/Session", None, None)
+        for resume in (False, True, True):
+            request = pb.SessionRequest(session_id=session.session_id, open=pb.Open(resume=resume))
+            answers = method(iter([request.SerializeToString()]), metadata=(("authorization", f"Bearer {'m' * 32}"),))
+            assert pb.SessionResponse.FromString(next(answers)).HasField("error")
+        assert float(session.step(token)[0, 0, 0]) == 2.0
