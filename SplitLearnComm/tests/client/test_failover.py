@@ -24,6 +24,8 @@ from splitlearn_comm.client import ClientOptions, FixedDelay
 from splitlearn_comm.quickstart import Client
 from splitlearn_comm.testing import RunningSumHost, ServerProcess
 
+pytestmark = pytest.mark.slow
+
 SUMS = "splitlearn_comm.testing:RunningSumHost"
 NUM_STEPS = 40
 HIDDEN_BTH = torch.randint(-9, 9, (2, NUM_STEPS, 4)).float()

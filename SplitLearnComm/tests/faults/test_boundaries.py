@@ -31,6 +31,8 @@ from splitlearn_comm.testing import (
 )
 from splitlearn_comm.testing.faults import Fault
 
+pytestmark = pytest.mark.slow
+
 NUM_STEPS = 40
 OPEN, CLOSE = 0, NUM_STEPS + 1
 TENTH = (OPEN, 1, 22, CLOSE)

@@ -13,6 +13,8 @@ from splitlearn_comm.framing.chunks import CHUNK_BYTES
 from splitlearn_comm.testing import Cut, Delay, Direction, Drop, FaultyRelay, RunningSumHost
 from splitlearn_comm.testing.faults import Fault
 
+pytestmark = pytest.mark.slow
+
 NUM_STEPS, NUM_TOKENS = 3, 5
 HIDDEN_SIZE = CHUNK_BYTES // 8
 MESSAGES_OF_A_STEP = 4
