@@ -22,7 +22,7 @@ from splitlearn_comm import (
 )
 from splitlearn_comm.client import ClientOptions, FixedDelay
 from splitlearn_comm.quickstart import Client
-from splitlearn_comm.testing import RunningSumHost, ServerProcess
+from splitlearn_comm.testing import LinkEmulator, RunningSumHost, ServerProcess, eventually
 
 pytestmark = pytest.mark.slow
 
@@ -332,3 +332,24 @@ def test_many_sessions_outlive_a_short_absence_of_their_server() -> None:
                     await session.close()
 
     asyncio.run(main())
+
+
+def test_a_server_that_comes_back_still_has_the_session_that_nobody_else_took() -> None:
+    """Only the way to it was cut: what it holds is resumed, nothing is said again."""
+    with (
+        GRPCComputeServer(RunningSumHost(), port=0) as first,
+        LinkEmulator(first.address) as link,
+        GRPCComputeServer(Full(), port=0) as full,
+        Client([link.address, full.address], retry=FixedDelay(0.2, max_attempts=60)) as client,
+        ThreadPoolExecutor(1) as pool,
+        client.session() as session,
+    ):
+        session.step(HIDDEN_BTH[:, :3])
+        link.refuse()
+        link.cut()
+        step = pool.submit(session.step, HIDDEN_BTH[:, 3:5])
+        eventually(lambda: client.statistics().retries >= 2)
+        link.accept()
+        assert torch.equal(step.result(), EXPECTED_BTH[:, 3:5])
+        assert client.statistics().replayed_steps == 0
+        assert first.statistics().sessions_opened == 1

@@ -131,18 +131,22 @@ class SessionCourse:
 
     def _connect(self) -> Course:
         """Open, resume or rebuild the session at the first server where that works."""
-        last: CommError | None = None
+        unreachable: ServerUnavailableError | None = None
+        full: ResourceExhaustedError | None = None
         for address in self._candidates():
             try:
                 yield Connect(address)
                 answer = yield from self._take_up(address)
-            except (ServerUnavailableError, ResourceExhaustedError) as error:
-                if isinstance(error, ServerUnavailableError):
-                    self._book.failed(address, time.monotonic(), error)
-                last = error
+            except ServerUnavailableError as error:
+                self._book.failed(address, time.monotonic(), error)
+                unreachable = error
+            except ResourceExhaustedError as error:
+                full = error
             else:
                 self._arrive(address)
                 return answer
+        # One that could not be reached may come back, and is worth another round; those without room have said no.
+        last = unreachable or full
         assert last is not None, "there is a candidate"
         raise last
 
@@ -168,13 +172,15 @@ class SessionCourse:
             yield Connect(address)
         was_opened = cursor.was_opened
         # Until it is whole again no server has this session: an attempt that breaks half-way is not resumed.
-        home, cursor.home = cursor.home, None
+        home, cursor.home, name = cursor.home, None, cursor.session_id
         try:
             opened = yield from self._open_anew()
             if was_opened and cursor.step_id:
                 yield from self._rebuild()
         except BaseException:
-            cursor.home = home if home != address else None
+            if home != address:
+                # Another did not take it; the one before may still have it, under the name it had there.
+                cursor.home, cursor.session_id = home, name
             raise
         return opened
 
