@@ -97,20 +97,22 @@ class KVCache(_message.Message):
     def __init__(self, entries: _Optional[_Iterable[_Union[KVCacheEntry, _Mapping]]] = ..., position: _Optional[int] = ...) -> None: ...
 
 class ComputeRequest(_message.Message):
-    __slots__ = ("tensor", "attention_mask", "position_ids", "past_key_values", "use_cache", "expected_fingerprint")
+    __slots__ = ("tensor", "attention_mask", "position_ids", "past_key_values", "use_cache", "expected_fingerprint", "kv")
     TENSOR_FIELD_NUMBER: _ClassVar[int]
     ATTENTION_MASK_FIELD_NUMBER: _ClassVar[int]
     POSITION_IDS_FIELD_NUMBER: _ClassVar[int]
     PAST_KEY_VALUES_FIELD_NUMBER: _ClassVar[int]
     USE_CACHE_FIELD_NUMBER: _ClassVar[int]
     EXPECTED_FINGERPRINT_FIELD_NUMBER: _ClassVar[int]
+    KV_FIELD_NUMBER: _ClassVar[int]
     tensor: TensorData
     attention_mask: TensorData
     position_ids: TensorData
     past_key_values: KVCache
     use_cache: bool
     expected_fingerprint: str
-    def __init__(self, tensor: _Optional[_Union[TensorData, _Mapping]] = ..., attention_mask: _Optional[_Union[TensorData, _Mapping]] = ..., position_ids: _Optional[_Union[TensorData, _Mapping]] = ..., past_key_values: _Optional[_Union[KVCache, _Mapping]] = ..., use_cache: bool = ..., expected_fingerprint: _Optional[str] = ...) -> None: ...
+    kv: Codecs
+    def __init__(self, tensor: _Optional[_Union[TensorData, _Mapping]] = ..., attention_mask: _Optional[_Union[TensorData, _Mapping]] = ..., position_ids: _Optional[_Union[TensorData, _Mapping]] = ..., past_key_values: _Optional[_Union[KVCache, _Mapping]] = ..., use_cache: bool = ..., expected_fingerprint: _Optional[str] = ..., kv: _Optional[_Union[Codecs, _Mapping]] = ...) -> None: ...
 
 class ComputeResponse(_message.Message):
     __slots__ = ("tensor", "past_key_values")
@@ -149,20 +151,24 @@ class SessionRequest(_message.Message):
     def __init__(self, session_id: _Optional[str] = ..., step_id: _Optional[int] = ..., position: _Optional[int] = ..., open: _Optional[_Union[Open, _Mapping]] = ..., forward: _Optional[_Union[Forward, _Mapping]] = ..., reorder: _Optional[_Union[Reorder, _Mapping]] = ..., crop: _Optional[_Union[Crop, _Mapping]] = ..., start_recording: _Optional[_Union[StartRecording, _Mapping]] = ..., close: _Optional[_Union[Close, _Mapping]] = ..., chunk: _Optional[_Union[TensorChunk, _Mapping]] = ..., export: _Optional[_Union[Export, _Mapping]] = ..., import_state: _Optional[_Union[Import, _Mapping]] = ...) -> None: ...
 
 class Open(_message.Message):
-    __slots__ = ("expected_fingerprint", "resume", "chunk_bytes", "hidden", "timings", "can_move")
+    __slots__ = ("expected_fingerprint", "resume", "chunk_bytes", "hidden", "timings", "can_move", "gradient", "kv")
     EXPECTED_FINGERPRINT_FIELD_NUMBER: _ClassVar[int]
     RESUME_FIELD_NUMBER: _ClassVar[int]
     CHUNK_BYTES_FIELD_NUMBER: _ClassVar[int]
     HIDDEN_FIELD_NUMBER: _ClassVar[int]
     TIMINGS_FIELD_NUMBER: _ClassVar[int]
     CAN_MOVE_FIELD_NUMBER: _ClassVar[int]
+    GRADIENT_FIELD_NUMBER: _ClassVar[int]
+    KV_FIELD_NUMBER: _ClassVar[int]
     expected_fingerprint: str
     resume: bool
     chunk_bytes: int
     hidden: Codecs
     timings: bool
     can_move: bool
-    def __init__(self, expected_fingerprint: _Optional[str] = ..., resume: bool = ..., chunk_bytes: _Optional[int] = ..., hidden: _Optional[_Union[Codecs, _Mapping]] = ..., timings: bool = ..., can_move: bool = ...) -> None: ...
+    gradient: Codecs
+    kv: Codecs
+    def __init__(self, expected_fingerprint: _Optional[str] = ..., resume: bool = ..., chunk_bytes: _Optional[int] = ..., hidden: _Optional[_Union[Codecs, _Mapping]] = ..., timings: bool = ..., can_move: bool = ..., gradient: _Optional[_Union[Codecs, _Mapping]] = ..., kv: _Optional[_Union[Codecs, _Mapping]] = ...) -> None: ...
 
 class Export(_message.Message):
     __slots__ = ()
@@ -285,14 +291,18 @@ class Error(_message.Message):
     def __init__(self, code: _Optional[int] = ..., kind: _Optional[str] = ..., message: _Optional[str] = ..., request_id: _Optional[str] = ..., retry_after_s: _Optional[float] = ...) -> None: ...
 
 class HealthCheckRequest(_message.Message):
-    __slots__ = ()
-    def __init__(self) -> None: ...
+    __slots__ = ("padding",)
+    PADDING_FIELD_NUMBER: _ClassVar[int]
+    padding: bytes
+    def __init__(self, padding: _Optional[bytes] = ...) -> None: ...
 
 class HealthCheckResponse(_message.Message):
-    __slots__ = ("serving",)
+    __slots__ = ("serving", "padding")
     SERVING_FIELD_NUMBER: _ClassVar[int]
+    PADDING_FIELD_NUMBER: _ClassVar[int]
     serving: bool
-    def __init__(self, serving: bool = ...) -> None: ...
+    padding: bytes
+    def __init__(self, serving: bool = ..., padding: _Optional[bytes] = ...) -> None: ...
 
 class ServiceInfoRequest(_message.Message):
     __slots__ = ()
