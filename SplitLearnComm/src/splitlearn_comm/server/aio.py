@@ -6,6 +6,7 @@ import asyncio
 import contextlib
 import importlib.util
 import time
+from collections.abc import Sequence
 from dataclasses import replace
 from typing import Any
 
@@ -15,15 +16,18 @@ from grpc_health.v1 import health, health_pb2, health_pb2_grpc
 
 import splitlearn_comm.protocol as protocol
 from splitlearn_comm.host import SessionHost
+from splitlearn_comm.observer import Observer
 from splitlearn_comm.server.binding import bind
 from splitlearn_comm.server.calls import CallService
 from splitlearn_comm.server.config import GRPCServerConfig
+from splitlearn_comm.server.handlers import ServerInterceptor
 from splitlearn_comm.server.security.accounts import Accounts
 from splitlearn_comm.server.security.guard import HEALTH_PREFIX, REFLECTION_PREFIX, Guard
 from splitlearn_comm.server.security.identity import Identity
 from splitlearn_comm.server.security.tokens import TokenBook
 from splitlearn_comm.server.sessions import SessionService
 from splitlearn_comm.server.statistics import ServerStatistics
+from splitlearn_comm.server.watching import Watch
 from splitlearn_comm.validation import Validator
 
 
@@ -35,13 +39,25 @@ class AioServer:
         interface: Name or address to listen on.
         port: 0 for any that is free.
         config: Limits.
+        observer: Is told of calls, steps and sessions.
+        interceptors: Stand behind the door, the first of them first.
     """
 
-    def __init__(self, host: SessionHost, interface: str, port: int, config: GRPCServerConfig) -> None:
+    def __init__(
+        self,
+        host: SessionHost,
+        interface: str,
+        port: int,
+        config: GRPCServerConfig,
+        observer: Observer | None = None,
+        interceptors: Sequence[ServerInterceptor] = (),
+    ) -> None:
         self._host = host
         self._interface = interface
         self._port = port
         self._config = config
+        self._observer = observer
+        self._interceptors = interceptors
         self._statistics = ServerStatistics()
         self._health = health.aio.HealthServicer()  # type: ignore[attr-defined]
 
@@ -57,7 +73,7 @@ class AioServer:
             OSError: A certificate, key or token file cannot be read.
             ValueError: What is in one is of no use.
         """
-        self._server = grpc.aio.server(interceptors=[self._guard()], options=self._config.channel_options())
+        self._server = grpc.aio.server(interceptors=self._all_interceptors(), options=self._config.channel_options())
         port = self._bind()
         try:
             await self._start_host()
@@ -105,6 +121,10 @@ class AioServer:
         credentials = tls.credentials()
         return bind(self._interface, self._port, lambda address: self._server.add_secure_port(address, credentials))
 
+    def _all_interceptors(self) -> list[ServerInterceptor]:
+        watch = [Watch(self._observer)] if self._observer is not None else []
+        return [*watch, self._guard(), *self._interceptors]
+
     def _guard(self) -> Guard:
         config = self._config
         tokens = None if config.tokens is None else TokenBook(config.tokens)
@@ -115,7 +135,7 @@ class AioServer:
     def _add_services(self) -> None:
         validator = Validator(self._host.get_info(), refuse_nonfinite=self._config.refuse_nonfinite)
         parts = (self._host, validator, self._config, self._statistics)
-        self._calls, self._sessions = CallService(*parts), SessionService(*parts)
+        self._calls, self._sessions = CallService(*parts), SessionService(*parts, self._observer)
         self._server.add_generic_rpc_handlers((self._handlers(),))
         health_pb2_grpc.add_HealthServicer_to_server(self._health, self._server)
         if importlib.util.find_spec("grpc_reflection"):

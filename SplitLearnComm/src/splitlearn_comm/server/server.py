@@ -5,7 +5,7 @@ from __future__ import annotations
 import contextlib
 import signal
 import threading
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from types import FrameType, TracebackType
 from typing import Self
 
@@ -13,10 +13,12 @@ from splitlearn_comm.addresses import joined
 from splitlearn_comm.function import ComputeFunction
 from splitlearn_comm.function_host import FunctionHost
 from splitlearn_comm.host import SessionHost
+from splitlearn_comm.observer import Observer
 from splitlearn_comm.server.aio import AioServer
 from splitlearn_comm.server.binding import check_binding
 from splitlearn_comm.server.config import GRPCServerConfig
 from splitlearn_comm.server.faults import logger
+from splitlearn_comm.server.handlers import ServerInterceptor
 from splitlearn_comm.server.loop import server_loop
 from splitlearn_comm.server.statistics import ServerStatistics
 
@@ -36,6 +38,8 @@ class GRPCComputeServer:
         port: 0 for any that is free.
         host: Name or address to listen on, or `unix:/path`; the default takes connections from this machine only.
         config: Limits, and who may call.
+        observer: Is told of calls, steps and sessions; see `splitlearn_comm.observer`.
+        interceptors: gRPC's own, of the asyncio kind; they see the calls that were let in, the first of them first.
 
     Raises:
         ValueError: Other machines could connect, and there is no TLS, or nobody is asked who he is; see
@@ -49,11 +53,14 @@ class GRPCComputeServer:
         port: int = 50051,
         host: str = "127.0.0.1",
         config: GRPCServerConfig | None = None,
+        observer: Observer | None = None,
+        interceptors: Sequence[ServerInterceptor] = (),
     ) -> None:
         self._host = service if isinstance(service, SessionHost) else FunctionHost(service)
         self._interface = host
         self._port = port
         self._config = config or GRPCServerConfig()
+        self._observer, self._interceptors = observer, tuple(interceptors)
         check_binding(host, self._config)
         self._running: AioServer | None = None
         self._last_statistics = ServerStatistics()
@@ -94,7 +101,7 @@ class GRPCComputeServer:
         """
         if self._running is not None:
             raise RuntimeError(f"this server is running already, on {self.address}")
-        server = AioServer(self._host, self._interface, self._port, self._config)
+        server = AioServer(self._host, self._interface, self._port, self._config, self._observer, self._interceptors)
         self._port = server_loop().run(server.start())
         self._running = server
         self._stop_asked.clear()

@@ -8,6 +8,7 @@ import time
 from dataclasses import dataclass, field, replace
 from typing import Any
 
+import grpc
 import grpc.aio
 import torch
 
@@ -25,11 +26,13 @@ from splitlearn_comm.framing.assembly import PLAIN, Packing
 from splitlearn_comm.framing.chunks import CHUNK_BYTES, Outgoing, messages_of
 from splitlearn_comm.host import SessionHost
 from splitlearn_comm.messages import Action, Codecs, Crop, Forward, KVEntries, Reorder, SessionState, Timings
+from splitlearn_comm.observer import ObservedCall, Observer, StepSummary, action_name
 from splitlearn_comm.server.config import GRPCServerConfig
 from splitlearn_comm.server.faults import abort, as_comm_error, logger, told_without_contents
 from splitlearn_comm.server.security.accounts import Meter
 from splitlearn_comm.server.security.caller import CALLER
 from splitlearn_comm.server.statistics import ServerStatistics
+from splitlearn_comm.server.watching import OBSERVED
 from splitlearn_comm.session import Advance, Effect, Ledger, Mark, Permute, Replay, SessionTable, Trim
 from splitlearn_comm.validation import Validator
 
@@ -54,6 +57,12 @@ class _Stream:
     """When the message that is being answered came."""
     pause_s: float = 0.0
     """For how long no message is read: its client has sent too many."""
+    observed: ObservedCall | None = None
+    """What watches it."""
+    compute_s: float = 0.0
+    """What the host took for the message that is being answered."""
+    pending_bytes: int = 0
+    """Received since the last answer."""
 
 
 class SessionService:
@@ -64,12 +73,18 @@ class SessionService:
     """
 
     def __init__(
-        self, host: SessionHost, validator: Validator, config: GRPCServerConfig, statistics: ServerStatistics
+        self,
+        host: SessionHost,
+        validator: Validator,
+        config: GRPCServerConfig,
+        statistics: ServerStatistics,
+        observer: Observer | None = None,
     ) -> None:
         self._host = host
         self._validator = validator
         self._config = config
         self._statistics = statistics
+        self._observer = observer or Observer()
         self._table = SessionTable(
             max_sessions=config.max_sessions,
             idle_timeout_s=config.idle_session_timeout_s,
@@ -88,7 +103,7 @@ class SessionService:
     async def serve(self, _: object, context: grpc.aio.ServicerContext[Any, Any]) -> None:
         """The handler of one stream."""
         max_bytes = self._config.max_message_bytes
-        stream = _Stream(steps.Inbox(max_bytes), Meter(CALLER.get().account, max_bytes))
+        stream = _Stream(steps.Inbox(max_bytes), Meter(CALLER.get().account, max_bytes), observed=OBSERVED.get())
         task = asyncio.create_task(self._serve_stream(stream, context))
         self._streams[task] = stream
         task.add_done_callback(self._streams.pop)
@@ -101,6 +116,7 @@ class SessionService:
             await asyncio.sleep(min(1.0, shortest / 4))
             for session_id in self._table.expire(self._clock()):
                 self._statistics.sessions_expired += 1
+                self._observer.on_session_closed("expired")
                 logger.info("session %s expired", session_id)
                 await self._close_at_host(session_id)
 
@@ -132,6 +148,7 @@ class SessionService:
         if self._streams:
             await asyncio.wait(self._streams)
         for session_id in self._table.close_all():
+            self._observer.on_session_closed("stopped")
             await self._close_at_host(session_id)
 
     async def _serve_stream(self, stream: _Stream, context: grpc.aio.ServicerContext[Any, Any]) -> None:
@@ -173,9 +190,11 @@ class SessionService:
         stream.arrived_s = time.perf_counter()
         self._statistics.bytes_received += len(data)
         step_id = position = 0
+        request, refusal = None, None
         try:
             request = stream.inbox.request(data)
             if request is None:
+                stream.pending_bytes += len(data)
                 return None
             step_id, position = request.step_id, request.position
             stream.meter.admit(self._clock())
@@ -183,9 +202,11 @@ class SessionService:
         except Exception as error:
             self._statistics.refusals += 1
             stream.pause_s = stream.meter.settle(self._clock())
-            comm_error = as_comm_error(error, f"step {step_id} of session {stream.session_id or '(none)'}")
-            reply = steps.encode_refusal(step_id, position, comm_error)
+            refusal = as_comm_error(error, f"step {step_id} of session {stream.session_id or '(none)'}")
+            reply = steps.encode_refusal(step_id, position, refusal)
         self._statistics.bytes_sent += len(reply)
+        if stream.observed is not None:
+            stream.observed.on_step(_summary(stream, request, refusal, len(data), len(reply)))
         return reply
 
     async def _do(self, stream: _Stream, request: steps.Request) -> Outgoing:
@@ -247,6 +268,7 @@ class SessionService:
             self._wake(session_id)
         stream.session_id, stream.attachment = session_id, attachment
         self._statistics.sessions_opened += 1
+        self._observer.on_session_opened()
         return self._table.ledger(session_id)
 
     async def _resume(self, stream: _Stream, session_id: str) -> Ledger:
@@ -263,6 +285,7 @@ class SessionService:
         if self._table.has(session_id):
             self._table.use(session_id, stream.attachment, self._clock())
             self._table.close(session_id)
+            self._observer.on_session_closed("closed")
             await self._close_at_host(session_id)
         return steps.encode_done(step_id, 0)
 
@@ -306,6 +329,7 @@ class SessionService:
             return verdict.reply
         try:
             tensor, compute_s = await self._run(ledger, action)
+            stream.compute_s = compute_s
             try:
                 reply = self._encoded(stream, request.step_id, verdict.position, tensor, compute_s)
             except Exception:
@@ -349,6 +373,8 @@ class SessionService:
         return steps.with_timings(reply, Timings(queue_s=queue_s, compute_s=compute_s, serialise_s=serialise_s))
 
     async def _end(self, ledger: Ledger, reason: str) -> None:
+        if self._table.has(ledger.session_id):
+            self._observer.on_session_closed("failed")
         self._table.close(ledger.session_id, reason)
         await self._close_at_host(ledger.session_id)
 
@@ -374,6 +400,23 @@ class SessionService:
     def num_open(self) -> int:
         """Sessions open now."""
         return len(self._table)
+
+
+def _summary(
+    stream: _Stream, request: steps.Request | None, refusal: CommError | None, bytes_received: int, bytes_sent: int
+) -> StepSummary:
+    """What to tell of the message that was answered."""
+    compute_s, stream.compute_s = stream.compute_s, 0.0
+    pending_bytes, stream.pending_bytes = stream.pending_bytes, 0
+    return StepSummary(
+        action=action_name(request and request.action),
+        code=refusal.code if refusal else grpc.StatusCode.OK,
+        step_id=request.step_id if request else 0,
+        seconds=time.perf_counter() - stream.arrived_s,
+        compute_s=compute_s,
+        bytes_received=pending_bytes + bytes_received,
+        bytes_sent=bytes_sent,
+    )
 
 
 def effect_of(action: Action) -> Effect:

@@ -4,9 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-import inspect
 import time
-from collections.abc import Awaitable, Callable
 from typing import Any
 
 import grpc
@@ -15,12 +13,10 @@ import grpc.aio
 from splitlearn_comm.errors import AuthenticationError, CommError
 from splitlearn_comm.protocol import REQUEST_ID_METADATA
 from splitlearn_comm.server.faults import abort, logger
+from splitlearn_comm.server.handlers import Behaviour, Context, Continuation, Handler, HandlerWraps
 from splitlearn_comm.server.security.accounts import Accounts, ClientAccount
 from splitlearn_comm.server.security.caller import CALLER, Caller, request_id_from
 from splitlearn_comm.server.security.identity import Identity
-
-Context = grpc.aio.ServicerContext[Any, Any]
-Behaviour = Callable[[Any, Context], Any]
 
 HEALTH_PREFIX = "/grpc.health.v1.Health/"
 REFLECTION_PREFIX = "/grpc.reflection."
@@ -41,26 +37,16 @@ class Guard(grpc.aio.ServerInterceptor):  # type: ignore[type-arg]
         self._identity = identity
         self._accounts = accounts
         self._open_prefixes = open_prefixes
-        self._guarded: dict[str, grpc.RpcMethodHandler[Any, Any]] = {}
+        self._wraps = HandlerWraps(self._wrapped)
 
     async def intercept_service(  # type: ignore[override]
-        self,
-        continuation: Callable[[grpc.HandlerCallDetails], Awaitable[grpc.RpcMethodHandler[Any, Any] | None]],
-        handler_call_details: grpc.HandlerCallDetails,
-    ) -> grpc.RpcMethodHandler[Any, Any] | None:
+        self, continuation: Continuation, handler_call_details: grpc.HandlerCallDetails
+    ) -> Handler | None:
         """The handler of a call with this guard before it; None where nothing is served."""
-        method = handler_call_details.method
-        guarded = self._guarded.get(method)
-        if guarded is None:
-            handler = await continuation(handler_call_details)
-            if handler is None:
-                return None
-            guarded = self._guarded[method] = self._before(handler, method.startswith(self._open_prefixes))
-        return guarded
+        return await self._wraps.of(continuation, handler_call_details)
 
-    def _before(self, handler: Any, is_open: bool) -> grpc.RpcMethodHandler[Any, Any]:
-        kind = f"{_word(handler.request_streaming)}_{_word(handler.response_streaming)}"
-        behaviour = _as_coroutine(getattr(handler, kind))
+    def _wrapped(self, handler: Any, behaviour: Behaviour, method: str) -> Behaviour:
+        is_open = method.startswith(self._open_prefixes)
 
         async def serve(request: Any, context: Context) -> Any:
             try:
@@ -71,9 +57,7 @@ class Guard(grpc.aio.ServerInterceptor):  # type: ignore[type-arg]
                 await abort(context, error)
             return await _as(caller, behaviour, request, context)
 
-        make: Any = getattr(grpc, f"{kind}_rpc_method_handler")
-        made: grpc.RpcMethodHandler[Any, Any] = make(serve, handler.request_deserializer, handler.response_serializer)
-        return made
+        return serve
 
     def _admit(self, request: Any, context: Context, is_open: bool) -> Caller:
         """Name a call and begin it; raises as `_enter` does, with the name in the error."""
@@ -124,19 +108,3 @@ async def _first_message(context: Context) -> None:
     """
     with contextlib.suppress(TimeoutError):
         await asyncio.wait_for(context.read(), FIRST_MESSAGE_S)
-
-
-def _word(is_stream: bool) -> str:
-    return "stream" if is_stream else "unary"
-
-
-def _as_coroutine(behaviour: Behaviour) -> Behaviour:
-    """A handler that writes its answers where gRPC's own would yield them; others are left as they are."""
-    if not inspect.isasyncgenfunction(behaviour):
-        return behaviour
-
-    async def write_all(request: Any, context: Context) -> None:
-        async for message in behaviour(request, context):
-            await context.write(message)
-
-    return write_all
