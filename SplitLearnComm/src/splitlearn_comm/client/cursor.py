@@ -15,11 +15,13 @@ from splitlearn_comm.client.deadline import Deadline
 from splitlearn_comm.client.history import History
 from splitlearn_comm.client.settings import ClientSettings, check_size
 from splitlearn_comm.client.statistics import StepBreakdown
+from splitlearn_comm.client.watching import WatchedSession
 from splitlearn_comm.errors import CommError, InvalidRequestError, ServerUnavailableError, SessionNotFoundError
 from splitlearn_comm.framing import steps
 from splitlearn_comm.framing.assembly import Packing
 from splitlearn_comm.framing.chunks import CHUNK_BYTES, Outgoing
 from splitlearn_comm.messages import Action, Crop, Forward, KVEntries, SessionState
+from splitlearn_comm.observer import Metadata
 
 
 class SessionCursor:
@@ -49,6 +51,7 @@ class SessionCursor:
         self._message: Outgoing = b""
         self._over: CommError | None = None
         self._began_s = 0.0
+        self.watched = None if settings.observer is None else WatchedSession(settings.observer)
 
     def __repr__(self) -> str:
         state = "over" if self._over else "open" if self.was_opened else "new"
@@ -73,6 +76,10 @@ class SessionCursor:
     def is_whole(self, resumed: steps.Answer) -> bool:
         """Whether the session that a server has is this one: what it did last is the last step here, or the next."""
         return resumed.step_id in (self.step_id, self.step_id + 1)
+
+    def metadata(self) -> Metadata:
+        """What goes with a stream of the session."""
+        return (*self._settings.credentials.metadata(), *(self.watched.metadata() if self.watched else ()))
 
     def open_message(self, *, resume: bool) -> bytes:
         """The message that opens the session, or goes on with it on a new stream."""
@@ -131,10 +138,14 @@ class SessionCursor:
         self._message = check_size(
             steps.encode_step(self.step_id + 1, self.position, action, self._packing), self._limit_bytes
         )
+        if self.watched is not None:
+            self.watched.begin_step(action, self._began_s)
         return self._message
 
     def take_answer(self, answer: steps.Answer, bytes_sent: int) -> torch.Tensor | None:
         """Read the answer to a step; raises what the server refused it with, and then nothing has changed."""
+        if self.watched is not None:
+            self.watched.end_step(answer, self.step_id + 1, bytes_sent)
         if answer.error is not None:
             raise answer.error
         self.step_id, self.position = answer.step_id, answer.position
@@ -178,6 +189,8 @@ class SessionCursor:
         """Note that the session can do nothing more; the first reason is the one that counts."""
         closed = SessionNotFoundError("it was closed here; open another")
         self._over = self._over or reason or closed
+        if self.watched is not None:
+            self.watched.end(reason, self.step_id + 1)
 
 
 def is_stale(answer: steps.Answer, step_id: int) -> bool:
