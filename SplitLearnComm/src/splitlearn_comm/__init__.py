@@ -44,6 +44,7 @@ from splitlearn_comm.messages import (
     ServiceInfo,
     StartRecording,
 )
+from splitlearn_comm.observer import CallSummary, ObservedCall, Observer, StepSummary, Together
 from splitlearn_comm.server import (
     ClientLimits,
     GRPCComputeServer,
@@ -59,6 +60,7 @@ __all__ = [
     "AsyncClientSession",
     "AsyncComputeClient",
     "AuthenticationError",
+    "CallSummary",
     "ClientLimits",
     "ClientOptions",
     "ClientSession",
@@ -84,6 +86,8 @@ __all__ = [
     "KVEntry",
     "MessageTooLargeError",
     "ModelComputeFunction",
+    "ObservedCall",
+    "Observer",
     "PermissionDeniedError",
     "RemoteInternalError",
     "Reorder",
@@ -98,7 +102,9 @@ __all__ = [
     "StartRecording",
     "StepBreakdown",
     "StepOrderError",
+    "StepSummary",
     "TensorCodec",
+    "Together",
     "TokenFile",
     "UnsupportedOperationError",
     "register_codec",

@@ -5,6 +5,7 @@ from __future__ import annotations
 import time
 from collections.abc import Sequence
 from dataclasses import replace
+from functools import partial
 from types import TracebackType
 from typing import Any, Literal, Self, Unpack, overload
 
@@ -23,6 +24,7 @@ from splitlearn_comm.client.replicas import ReplicaBook
 from splitlearn_comm.client.retry import ONCE
 from splitlearn_comm.client.settings import ClientOptions, ClientSettings, check_size
 from splitlearn_comm.client.statistics import ClientStatistics
+from splitlearn_comm.client.watching import WatchedCall
 from splitlearn_comm.errors import ServerUnavailableError
 from splitlearn_comm.framing import calls, service
 from splitlearn_comm.messages import ComputeCall, KVEntries, ServiceInfo
@@ -36,7 +38,9 @@ class AsyncComputeClient:
         self._book = ReplicaBook(addresses)
         self._settings = ClientSettings(addresses=addresses, **options)
         self._channels: dict[str, grpc.aio.Channel] = {
-            address: self._settings.credentials.aio_channel(address, self._settings.channel_options())
+            address: self._settings.credentials.aio_channel(
+                address, self._settings.channel_options(), self._settings.interceptors
+            )
             for address in addresses
         }
         self._methods: dict[tuple[str, str], Any] = {
@@ -106,7 +110,7 @@ class AsyncComputeClient:
         """
         cursor = SessionCursor(self._settings, expected_fingerprint)
         course = SessionCourse(cursor, self._book, self._statistics)
-        return AsyncClientSession(self._open_stream, self._settings, cursor, course)
+        return AsyncClientSession(partial(self._open_stream, cursor), self._settings, cursor, course)
 
     async def get_info(self) -> ServiceInfo:
         """What is served; asked once."""
@@ -163,21 +167,22 @@ class AsyncComputeClient:
 
     async def _try(self, address: str, path: str, message: bytes, deadline: Deadline) -> bytes:
         method = self._methods[address, path]
-        try:
-            reply: bytes = await method(
-                message, timeout=deadline.remaining_s(), metadata=self._settings.credentials.metadata()
-            )
-        except grpc.RpcError as error:
-            translated = translate(error, address, deadline.timeout_s)
-            if isinstance(translated, ServerUnavailableError):
-                self._book.failed(address, time.monotonic(), translated)
-            raise translated from error
+        with WatchedCall(self._settings.observer, path, len(message)) as call:
+            metadata = (*self._settings.credentials.metadata(), *call.metadata())
+            try:
+                reply: bytes = await method(message, timeout=deadline.remaining_s(), metadata=metadata)
+            except grpc.RpcError as error:
+                translated = translate(error, address, deadline.timeout_s)
+                if isinstance(translated, ServerUnavailableError):
+                    self._book.failed(address, time.monotonic(), translated)
+                raise translated from error
+            call.bytes_received = len(reply)
         self._book.succeeded(address)
         self._statistics.count_sent(len(message))
         self._statistics.bytes_received += len(reply)
         return reply
 
-    def _open_stream(self, address: str) -> AsyncStream:
+    def _open_stream(self, cursor: SessionCursor, address: str) -> AsyncStream:
         method: Any = self._channels[address].stream_stream(protocol.SESSION, None, None)
-        call: Any = method(None, metadata=self._settings.credentials.metadata())
+        call: Any = method(None, metadata=cursor.metadata())
         return AsyncStream(call, address, self._settings.inbox(), self._statistics)

@@ -24,6 +24,7 @@ from splitlearn_comm.client.settings import ClientOptions, ClientSettings, check
 from splitlearn_comm.client.statistics import ClientStatistics
 from splitlearn_comm.client.stream import SyncStream
 from splitlearn_comm.client.watch import DeadlineWatch
+from splitlearn_comm.client.watching import WatchedCall
 from splitlearn_comm.errors import ServerUnavailableError
 from splitlearn_comm.framing import calls, service
 from splitlearn_comm.messages import ComputeCall, KVEntries, ServiceInfo
@@ -47,7 +48,9 @@ class GRPCComputeClient:
         self._book = ReplicaBook(addresses)
         self._settings = ClientSettings(addresses=addresses, **options)
         self._channels: dict[str, grpc.Channel] = {
-            address: self._settings.credentials.channel(address, self._settings.channel_options())
+            address: self._settings.credentials.channel(
+                address, self._settings.channel_options(), self._settings.interceptors
+            )
             for address in addresses
         }
         self._watch = DeadlineWatch()
@@ -139,7 +142,7 @@ class GRPCComputeClient:
         """
         cursor = SessionCursor(self._settings, expected_fingerprint)
         course = SessionCourse(cursor, self._book, self._statistics)
-        return ClientSession(self._open_stream, self._settings, cursor, course)
+        return ClientSession(partial(self._open_stream, cursor), self._settings, cursor, course)
 
     def get_info(self) -> ServiceInfo:
         """What is served; asked once."""
@@ -197,21 +200,22 @@ class GRPCComputeClient:
 
     def _try(self, address: str, path: str, message: bytes, deadline: Deadline) -> bytes:
         method = self._methods[address, path]
-        try:
-            reply: bytes = method(
-                message, timeout=deadline.remaining_s(), metadata=self._settings.credentials.metadata()
-            )
-        except grpc.RpcError as error:
-            translated = translate(error, address, deadline.timeout_s)
-            if isinstance(translated, ServerUnavailableError):
-                self._book.failed(address, time.monotonic(), translated)
-            raise translated from error
+        with WatchedCall(self._settings.observer, path, len(message)) as call:
+            metadata = (*self._settings.credentials.metadata(), *call.metadata())
+            try:
+                reply: bytes = method(message, timeout=deadline.remaining_s(), metadata=metadata)
+            except grpc.RpcError as error:
+                translated = translate(error, address, deadline.timeout_s)
+                if isinstance(translated, ServerUnavailableError):
+                    self._book.failed(address, time.monotonic(), translated)
+                raise translated from error
+            call.bytes_received = len(reply)
         self._book.succeeded(address)
         self._statistics.count_sent(len(message))
         self._statistics.bytes_received += len(reply)
         return reply
 
-    def _open_stream(self, address: str) -> SyncStream:
+    def _open_stream(self, cursor: SessionCursor, address: str) -> SyncStream:
         method: Any = self._channels[address].stream_stream(protocol.SESSION, None, None)
-        named: Any = partial(method, metadata=self._settings.credentials.metadata())
+        named: Any = partial(method, metadata=cursor.metadata())
         return SyncStream(named, address, self._settings.inbox(), self._watch, self._statistics)

@@ -7,6 +7,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 from os import PathLike
 from pathlib import Path
+from typing import Any
 
 import grpc
 import grpc.aio
@@ -67,19 +68,24 @@ class Credentials:
                 f"tls=ClientTLS(ca=...) for a certificate of your own, or insecure=True to send it all the same"
             )
 
-    def channel(self, address: str, options: Options) -> grpc.Channel:
+    def channel(self, address: str, options: Options, interceptors: Sequence[Any] = ()) -> grpc.Channel:
         """A synchronous channel to an address."""
+        return grpc.intercept_channel(self._channel(address, options), *interceptors)
+
+    def _channel(self, address: str, options: Options) -> grpc.Channel:
         if not self.tls:
             return grpc.insecure_channel(address, options)
         tls = self._tls()
         return grpc.secure_channel(address, tls.credentials(), [*options, *tls.channel_options()])
 
-    def aio_channel(self, address: str, options: Options) -> grpc.aio.Channel:
+    def aio_channel(self, address: str, options: Options, interceptors: Sequence[Any] = ()) -> grpc.aio.Channel:
         """An asyncio channel to an address."""
         if not self.tls:
-            return grpc.aio.insecure_channel(address, options)
+            return grpc.aio.insecure_channel(address, options, interceptors=interceptors)
         tls = self._tls()
-        return grpc.aio.secure_channel(address, tls.credentials(), [*options, *tls.channel_options()])
+        return grpc.aio.secure_channel(
+            address, tls.credentials(), [*options, *tls.channel_options()], interceptors=interceptors
+        )
 
     def metadata(self) -> tuple[tuple[str, str], ...]:
         """What goes with one call: a name for it in the server's log, and the token."""

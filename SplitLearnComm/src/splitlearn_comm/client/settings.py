@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass, field
-from typing import TypedDict, TypeVar
+from typing import Any, TypedDict, TypeVar
 
 import splitlearn_comm.protocol as protocol
 from splitlearn_comm.client.credentials import ClientTLS, Credentials
@@ -13,6 +14,7 @@ from splitlearn_comm.errors import MessageTooLargeError
 from splitlearn_comm.framing.chunks import Outgoing
 from splitlearn_comm.framing.steps import Inbox
 from splitlearn_comm.messages import RAW_CODECS, Codecs, ServiceInfo
+from splitlearn_comm.observer import Observer
 
 
 class ClientOptions(TypedDict, total=False):
@@ -29,6 +31,8 @@ class ClientOptions(TypedDict, total=False):
     insecure: bool
     replay_bytes: int
     dead_after_s: float
+    observer: Observer | None
+    interceptors: Sequence[Any]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -63,6 +67,11 @@ class ClientSettings:
     """Who this client is: the token a server knows it by, sent with each call; None to send none."""
     insecure: bool = False
     """Send the token without TLS to other machines too."""
+    observer: Observer | None = None
+    """Is told of calls, sessions and their steps; see `splitlearn_comm.observer`."""
+    interceptors: Sequence[Any] = ()
+    """gRPC's own, the first of them first: those of `grpc` for a synchronous client, of `grpc.aio` for an asyncio
+    one."""
 
     def __post_init__(self) -> None:
         for name in ("timeout_s", "connect_timeout_s", "max_message_bytes", "dead_after_s"):

@@ -69,8 +69,9 @@ class Watch(grpc.aio.ServerInterceptor):  # type: ignore[type-arg]
 def _code_of(context: Context, otherwise: grpc.StatusCode) -> grpc.StatusCode:
     """The status a handler has set; what it is otherwise if it has set none."""
     told: Any = context.code()
-    code = told if isinstance(told, grpc.StatusCode) else _CODES.get(told, grpc.StatusCode.UNKNOWN)
-    return otherwise if code is grpc.StatusCode.OK else code
+    if not told or told is grpc.StatusCode.OK:
+        return otherwise
+    return told if isinstance(told, grpc.StatusCode) else _CODES.get(told, grpc.StatusCode.UNKNOWN)
 
 
 def _size(message: Any) -> int:

@@ -12,6 +12,7 @@ from splitlearn_comm.testing.link.statistics import LinkStatistics
 from splitlearn_comm.testing.loopback import loopback
 from splitlearn_comm.testing.process import ServerProcess
 from splitlearn_comm.testing.proxy import CuttableProxy
+from splitlearn_comm.testing.recording import RecordedCall, RecordingObserver
 from splitlearn_comm.testing.running_sum import RunningSumHost
 from splitlearn_comm.testing.waiting import eventually
 
@@ -31,6 +32,8 @@ __all__ = [
     "LinkEmulator",
     "LinkQuality",
     "LinkStatistics",
+    "RecordedCall",
+    "RecordingObserver",
     "RelayStatistics",
     "RunningSumHost",
     "ServerProcess",
