@@ -41,7 +41,7 @@ EXTRAS = {
     },
     "splitlearn-manager": {"server": {"splitlearn-core", "splitlearn-comm"}},
 }
-UNTESTED = {"gradio", "opentelemetry-api", "opentelemetry-sdk"}  # extras that nothing uses yet
+UNTESTED = {"gradio"}  # extras that nothing uses yet
 
 distributions = pytest.mark.parametrize("distribution", FOLDERS)
 

@@ -9,6 +9,7 @@ PUBLIC = [
     "splitlearn_comm.codec",
     "splitlearn_comm.server",
     "splitlearn_comm.testing",
+    "splitlearn_comm.tracing",
 ]
 
 
