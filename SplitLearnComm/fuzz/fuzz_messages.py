@@ -32,11 +32,17 @@ def one_input(data: bytes) -> None:
         return
     codecs = AGREED if data[0] & 1 else ()
     body = data[1:]
-    for read in (calls.decode_call, calls.decode_result, service.decode_info, service.decode_health):
+    for read in (
+        calls.decode_call,
+        calls.decode_result,
+        service.decode_info,
+        service.decode_health,
+        service.decode_health_question,
+    ):
         _refused(read, body)
     for direction in ("request", "answer"):
         inbox = steps.Inbox(MAX_BYTES)
-        inbox.codecs = codecs
+        inbox.codecs = inbox.kv_codecs = codecs
         for piece in _cut(body, 1 + (data[0] >> 1) % 4):
             _refused(getattr(inbox, direction), piece)
     _located_as_protobuf_says(body)

@@ -11,7 +11,7 @@ from splitlearn_comm._proto.splitlearn.v1 import compute_pb2 as pb
 from splitlearn_comm.framing import calls, steps
 from splitlearn_comm.framing.assembly import Packing
 from splitlearn_comm.framing.chunks import ChunkedMessage
-from splitlearn_comm.messages import Codecs, SessionState
+from splitlearn_comm.messages import Codecs, RoleCodecs, SessionState
 
 Draw = random.Random
 
@@ -178,7 +178,8 @@ def wrong_open(draw: Draw) -> Malformed:
         steps.Open(session_id=""), steps.Open(session_id="x" * 129), steps.Open(session_id="x" * 1_000_000),
         steps.Open(session_id="never", resume=True), steps.Open(session_id="a\nb", resume=True),
         steps.Open(session_id="b", expected_fingerprint="y" * 100_000),
-        steps.Open(session_id="c", codecs=Codecs("no-such", "z" * 10_000)),
+        steps.Open(session_id="c", codecs=RoleCodecs(hidden=Codecs("no-such", "z" * 10_000))),
+        steps.Open(session_id="d", codecs=RoleCodecs(gradient=Codecs("no-such"), kv=Codecs("int8"))),
     ])  # fmt: skip
     return Malformed("wrong open", session=(steps.encode_close(), steps.encode_open(opening)))
 
@@ -227,17 +228,20 @@ def real_messages() -> list[tuple[str, tuple[bytes, ...]]]:
     hidden = torch.randn(1, 2, 4, generator=generator)
     mask, position_ids = torch.ones(1, 4, dtype=torch.bool), torch.tensor([[2, 3]])
     past = KVEntries((KVEntry(0, "inputs", {"inputs": torch.randn(1, 2, 4, generator=generator)}),), 2)
+    roles = RoleCodecs(hidden=Codecs("int8", "bf16"), gradient=Codecs("bf16"), kv=Codecs("zstd", "bf16"))
     chunked = steps.encode_step(1, 0, Forward(hidden), Packing("", 8))
     assert isinstance(chunked, ChunkedMessage)
     return [
         ("call", (calls.encode_call(ComputeCall(hidden, mask, position_ids, past, True), "running-sum"),)),
         ("call", (calls.encode_call(ComputeCall(hidden)),)),
+        ("call", (calls.encode_call(ComputeCall(hidden, None, None, past, True), kv=Codecs("bf16", "zstd")),)),
         ("session", (plain(steps.encode_step(1, 0, Forward(hidden, None, position_ids))),)),
         ("session", tuple(chunked)),
         ("session", (plain(steps.encode_step(1, 0, Reorder((0, 0)))),)),
         ("session", (plain(steps.encode_step(1, 0, Crop(1))),)),
-        ("session", (steps.encode_open(steps.Open("s", "running-sum", codecs=Codecs("int8", "bf16"), timings=True)),)),
+        ("session", (steps.encode_open(steps.Open("s", "running-sum", codecs=roles, timings=True)),)),
         ("session", (steps.encode_import(3, SessionState(past, 1)),)),
+        ("session", (steps.encode_import(3, SessionState(past, 1), "bf16"),)),
         ("session", (steps.encode_export(1, 0),)),
         ("session", (steps.encode_close(),)),
     ]

@@ -11,7 +11,7 @@ from splitlearn_comm.client import (
     GRPCComputeClient,
     StepBreakdown,
 )
-from splitlearn_comm.codec import Coded, CompressedTensorCodec, TensorCodec, register_codec
+from splitlearn_comm.codec import AutoCodec, CodecPlan, Coded, CompressedTensorCodec, TensorCodec, register_codec
 from splitlearn_comm.errors import (
     AddressInUseError,
     AuthenticationError,
@@ -60,6 +60,7 @@ __all__ = [
     "AsyncClientSession",
     "AsyncComputeClient",
     "AuthenticationError",
+    "AutoCodec",
     "CallSummary",
     "ClientLimits",
     "ClientOptions",
@@ -67,6 +68,7 @@ __all__ = [
     "ClientSettings",
     "ClientStatistics",
     "ClientTLS",
+    "CodecPlan",
     "Codecs",
     "Coded",
     "CommError",

@@ -66,6 +66,11 @@ class KVEntries:
     position: int
     """Tokens in the cache."""
 
+    @property
+    def num_bytes(self) -> int:
+        """Bytes of the elements of all its tensors."""
+        return sum(tensor.nbytes for entry in self.entries for tensor in entry.tensors.values())
+
 
 @dataclass(frozen=True)
 class SessionState:
@@ -130,6 +135,26 @@ class Codecs:
 
 RAW_CODECS = Codecs()
 """Nothing is coded."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class RoleCodecs:
+    """The codecs that two sides agree on, for each role a tensor can have."""
+
+    hidden: Codecs = RAW_CODECS
+    """Of hidden states."""
+    gradient: Codecs = RAW_CODECS
+    """Of gradients."""
+    kv: Codecs = RAW_CODECS
+    """Of caches that travel."""
+
+    def by_role(self) -> tuple[tuple[str, Codecs], ...]:
+        """Each role with its codecs."""
+        return ("hidden", self.hidden), ("gradient", self.gradient), ("kv", self.kv)
+
+
+RAW_ROLES = RoleCodecs()
+"""Nothing is coded in any role."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -31,7 +31,7 @@ def test_the_fastest_that_is_accepted_wins(bandwidth: float, max_kl: float | Non
     assert choose_codec(COSTS, bandwidth_bytes_per_s=bandwidth, max_kl=max_kl, kl=KL).codec == expected
 
 
-def test_kl_may_be_a_function_which_is_asked_only_when_a_loss_is_accepted() -> None:
+def test_kl_may_be_a_function_which_is_asked_only_about_what_would_be_taken() -> None:
     asked: list[str] = []
 
     def kl(name: str) -> float:
@@ -41,7 +41,9 @@ def test_kl_may_be_a_function_which_is_asked_only_when_a_loss_is_accepted() -> N
     assert choose_codec(COSTS, bandwidth_bytes_per_s=1e6, kl=kl).codec == "zstd"
     assert asked == []
     assert choose_codec(COSTS, bandwidth_bytes_per_s=1e6, max_kl=1e-3, kl=kl).codec == "int8"
-    assert sorted(asked) == ["bf16", "int8"]
+    assert asked == ["int8"]
+    assert choose_codec(COSTS, bandwidth_bytes_per_s=1e6, max_kl=1e-4, kl=kl).codec == "bf16"
+    assert asked == ["int8", "int8", "bf16"]
 
 
 def test_a_loss_that_is_unknown_or_no_number_is_not_accepted() -> None:
@@ -54,6 +56,9 @@ def test_it_says_what_it_picked_and_why() -> None:
     assert said.startswith("int8 (KL 0.0003): over 1 MB/s, a megabyte of tensor takes int8 271.33 ms, bf16 500.40 ms")
     assert "KL of at most 0.001 nats a token" in said
     assert "lossless codecs" in str(choose_codec(COSTS, bandwidth_bytes_per_s=1e6))
+    refused = str(choose_codec(COSTS, bandwidth_bytes_per_s=1e6, max_kl=1e-6, kl={"bf16": 1e-5}))
+    assert "takes int8 271.33 ms (KL unknown), bf16 500.40 ms (KL 1e-05), zstd 853.00 ms, raw" in refused
+    assert "raw: over a link too fast to measure" in str(choose_codec(COSTS, bandwidth_bytes_per_s=float("inf")))
 
 
 def test_a_small_gain_is_none() -> None:

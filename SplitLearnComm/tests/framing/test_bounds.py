@@ -49,7 +49,7 @@ def test_a_tensor_whose_shape_alone_is_a_bomb_is_refused() -> None:
 def test_a_large_cache_of_many_layers_is_not() -> None:
     tensors = {"keys": torch.zeros(1, 4, 64, 16), "values": torch.zeros(1, 4, 64, 16)}
     past = KVEntries(tuple(KVEntry(layer, "attention", tensors) for layer in range(200)), 64)
-    call, _ = calls.decode_call(calls.encode_call(ComputeCall(torch.zeros(1, 1, 4), past_key_values=past)))
+    call, _, _ = calls.decode_call(calls.encode_call(ComputeCall(torch.zeros(1, 1, 4), past_key_values=past)))
     assert call.past_key_values is not None
     assert len(call.past_key_values.entries) == 200
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import time
 from collections.abc import Sequence
 from dataclasses import replace
@@ -16,6 +17,7 @@ import torch
 import splitlearn_comm.protocol as protocol
 from splitlearn_comm.client.aio_session import AsyncClientSession
 from splitlearn_comm.client.aio_stream import AsyncStream
+from splitlearn_comm.client.chooser import CodecChooser, Reply
 from splitlearn_comm.client.course import SessionCourse
 from splitlearn_comm.client.cursor import SessionCursor
 from splitlearn_comm.client.deadline import Deadline
@@ -25,6 +27,7 @@ from splitlearn_comm.client.retry import ONCE
 from splitlearn_comm.client.settings import ClientOptions, ClientSettings, check_size
 from splitlearn_comm.client.statistics import ClientStatistics
 from splitlearn_comm.client.watching import WatchedCall
+from splitlearn_comm.codec import AutoCodec, CodecChoice
 from splitlearn_comm.errors import ServerUnavailableError
 from splitlearn_comm.framing import calls, service
 from splitlearn_comm.messages import ComputeCall, KVEntries, ServiceInfo
@@ -50,6 +53,8 @@ class AsyncComputeClient:
         }
         self._statistics = ClientStatistics()
         self._info: ServiceInfo | None = None
+        self._chooser = CodecChooser(self._settings.auto or AutoCodec())
+        self._choosing = asyncio.Lock()
 
     def __repr__(self) -> str:
         return f"<{type(self).__name__} of {self.address}>"
@@ -98,9 +103,11 @@ class AsyncComputeClient:
     ) -> torch.Tensor | tuple[torch.Tensor, KVEntries]:
         """Call the server's function; nothing stays on the server. As `GRPCComputeClient.compute`."""
         call = ComputeCall(tensor, attention_mask, position_ids, past_key_values, use_cache)
-        message = check_size(calls.encode_call(call, expected_fingerprint), self._settings.limit_bytes(self._info))
+        kv = self._settings.plan.agreed.kv
+        message = check_size(calls.encode_call(call, expected_fingerprint, kv), self._settings.limit_bytes(self._info))
         deadline = Deadline.after(timeout_s or self._settings.timeout_s)
-        return calls.unpacked(calls.decode_result(await self._call(protocol.COMPUTE, message, deadline)), use_cache)
+        reply = await self._call(protocol.COMPUTE, message, deadline)
+        return calls.unpacked(calls.decode_result(reply, kv.to_client), use_cache)
 
     def session(self, expected_fingerprint: str | None = None) -> AsyncClientSession:
         """A session: state on the server, moved on step by step. Use it with `async with`, which opens it.
@@ -110,7 +117,8 @@ class AsyncComputeClient:
         """
         cursor = SessionCursor(self._settings, expected_fingerprint)
         course = SessionCourse(cursor, self._book, self._statistics)
-        return AsyncClientSession(partial(self._open_stream, cursor), self._settings, cursor, course)
+        connect = partial(self._open_stream, cursor)
+        return AsyncClientSession(connect, self._choose_codec, self._settings, cursor, course)
 
     async def get_info(self) -> ServiceInfo:
         """What is served; asked once."""
@@ -132,6 +140,10 @@ class AsyncComputeClient:
         if last is not None:
             raise last
         return False
+
+    def codec_choices(self) -> dict[str, CodecChoice]:
+        """What `codec="auto"` has chosen up to now, and why, by the address of the server."""
+        return self._chooser.choices()
 
     def statistics(self) -> ClientStatistics:
         """What was counted up to now."""
@@ -166,23 +178,42 @@ class AsyncComputeClient:
         raise last
 
     async def _try(self, address: str, path: str, message: bytes, deadline: Deadline) -> bytes:
+        try:
+            reply = await self._ask(address, path, message, deadline)
+        except ServerUnavailableError as error:
+            self._book.failed(address, time.monotonic(), error)
+            raise
+        self._book.succeeded(address)
+        return reply
+
+    async def _ask(self, address: str, path: str, message: bytes, deadline: Deadline) -> bytes:
         method = self._methods[address, path]
         with WatchedCall(self._settings.observer, path, len(message)) as call:
             metadata = (*self._settings.credentials.metadata(), *call.metadata())
             try:
                 reply: bytes = await method(message, timeout=deadline.remaining_s(), metadata=metadata)
             except grpc.RpcError as error:
-                translated = translate(error, address, deadline.timeout_s)
-                if isinstance(translated, ServerUnavailableError):
-                    self._book.failed(address, time.monotonic(), translated)
-                raise translated from error
+                raise translate(error, address, deadline.timeout_s) from error
             call.bytes_received = len(reply)
-        self._book.succeeded(address)
         self._statistics.count_sent(len(message))
         self._statistics.bytes_received += len(reply)
         return reply
 
+    async def _choose_codec(self, address: str, deadline: Deadline) -> CodecChoice:
+        """What to code hidden states with over the link to a server: what was chosen, or chosen now."""
+        async with self._choosing:  # what two measure at the same time is half of what there is
+            asking = self._chooser.choosing(address)
+            try:
+                question = next(asking)
+                while True:
+                    began_s = time.perf_counter()
+                    reply = await self._ask(address, question.path, question.message, deadline)
+                    question = asking.send(Reply(reply, time.perf_counter() - began_s))
+            except StopIteration as end:
+                choice: CodecChoice = end.value
+                return choice
+
     def _open_stream(self, cursor: SessionCursor, address: str) -> AsyncStream:
         method: Any = self._channels[address].stream_stream(protocol.SESSION, None, None)
         call: Any = method(None, metadata=cursor.metadata())
-        return AsyncStream(call, address, self._settings.inbox(), self._statistics)
+        return AsyncStream(call, address, self._settings.inbox(cursor.codecs), self._statistics)

@@ -4,19 +4,31 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-from collections.abc import Callable, Sequence
+from collections.abc import Awaitable, Callable, Sequence
 from types import TracebackType
 from typing import Self
 
 import torch
 
 from splitlearn_comm.client.aio_stream import AsyncStream
-from splitlearn_comm.client.course import Connect, Course, Effect, Exchange, Pause, Return, SessionCourse, Settle, Wait
+from splitlearn_comm.client.course import (
+    Choose,
+    Connect,
+    Course,
+    Effect,
+    Exchange,
+    Pause,
+    Return,
+    SessionCourse,
+    Settle,
+    Wait,
+)
 from splitlearn_comm.client.cursor import SessionCursor
 from splitlearn_comm.client.deadline import Deadline
 from splitlearn_comm.client.session import CLOSE_TIMEOUT_S
 from splitlearn_comm.client.settings import ClientSettings
 from splitlearn_comm.client.statistics import StepBreakdown
+from splitlearn_comm.codec import CodecChoice
 from splitlearn_comm.errors import CommError
 from splitlearn_comm.framing import steps
 from splitlearn_comm.messages import Action, Crop, Forward, Reorder, StartRecording
@@ -31,11 +43,13 @@ class AsyncClientSession:
     def __init__(
         self,
         connect: Callable[[str], AsyncStream],
+        choose: Callable[[str, Deadline], Awaitable[CodecChoice]],
         settings: ClientSettings,
         cursor: SessionCursor,
         course: SessionCourse,
     ) -> None:
         self._connect = connect
+        self._choose = choose
         self._course = course
         self._settings = settings
         self._cursor = cursor
@@ -55,6 +69,11 @@ class AsyncClientSession:
     def position(self) -> int:
         """Tokens in the session's cache."""
         return self._cursor.position
+
+    @property
+    def codec_choice(self) -> CodecChoice | None:
+        """What `codec="auto"` has chosen for this session, and why; None before it opens, or if one is named."""
+        return self._cursor.codec_choice
 
     @property
     def breakdown(self) -> StepBreakdown | None:
@@ -148,11 +167,13 @@ class AsyncClientSession:
             self._drop_stream()
             raise
 
-    async def _perform(self, effect: Effect, deadline: Deadline) -> steps.Answer | None:
+    async def _perform(self, effect: Effect, deadline: Deadline) -> steps.Answer | CodecChoice | None:
         match effect:
             case Exchange(message, step_id):
                 assert self._stream is not None, "a course connects before it exchanges"
                 return await self._stream.exchange(message, deadline, step_id)
+            case Choose(address):
+                return await self._choose(address, deadline)
             case Connect(address, keeps_other):
                 if keeps_other:
                     self._put_aside, self._stream = self._stream, None

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import threading
 import time
 from collections.abc import Sequence
 from dataclasses import replace
@@ -13,6 +14,7 @@ import grpc
 import torch
 
 import splitlearn_comm.protocol as protocol
+from splitlearn_comm.client.chooser import CodecChooser, Reply
 from splitlearn_comm.client.course import SessionCourse
 from splitlearn_comm.client.cursor import SessionCursor
 from splitlearn_comm.client.deadline import Deadline
@@ -25,6 +27,7 @@ from splitlearn_comm.client.statistics import ClientStatistics
 from splitlearn_comm.client.stream import SyncStream
 from splitlearn_comm.client.watch import DeadlineWatch
 from splitlearn_comm.client.watching import WatchedCall
+from splitlearn_comm.codec import AutoCodec, CodecChoice
 from splitlearn_comm.errors import ServerUnavailableError
 from splitlearn_comm.framing import calls, service
 from splitlearn_comm.messages import ComputeCall, KVEntries, ServiceInfo
@@ -61,6 +64,8 @@ class GRPCComputeClient:
         }
         self._statistics = ClientStatistics()
         self._info: ServiceInfo | None = None
+        self._chooser = CodecChooser(self._settings.auto or AutoCodec())
+        self._choosing = threading.Lock()
 
     def __repr__(self) -> str:
         return f"<{type(self).__name__} of {self.address}>"
@@ -125,9 +130,11 @@ class GRPCComputeClient:
             CommError: One of its kinds; see `splitlearn_comm.errors`.
         """
         call = ComputeCall(tensor, attention_mask, position_ids, past_key_values, use_cache)
-        message = check_size(calls.encode_call(call, expected_fingerprint), self._settings.limit_bytes(self._info))
+        kv = self._settings.plan.agreed.kv
+        message = check_size(calls.encode_call(call, expected_fingerprint, kv), self._settings.limit_bytes(self._info))
         deadline = Deadline.after(timeout_s or self._settings.timeout_s)
-        return calls.unpacked(calls.decode_result(self._call(protocol.COMPUTE, message, deadline)), use_cache)
+        reply = self._call(protocol.COMPUTE, message, deadline)
+        return calls.unpacked(calls.decode_result(reply, kv.to_client), use_cache)
 
     def session(self, expected_fingerprint: str | None = None) -> ClientSession:
         """Open a session: state on the server, moved on step by step. Close it, or use it with `with`.
@@ -142,7 +149,8 @@ class GRPCComputeClient:
         """
         cursor = SessionCursor(self._settings, expected_fingerprint)
         course = SessionCourse(cursor, self._book, self._statistics)
-        return ClientSession(partial(self._open_stream, cursor), self._settings, cursor, course)
+        connect = partial(self._open_stream, cursor)
+        return ClientSession(connect, self._choose_codec, self._settings, cursor, course)
 
     def get_info(self) -> ServiceInfo:
         """What is served; asked once."""
@@ -164,6 +172,10 @@ class GRPCComputeClient:
         if last is not None:
             raise last
         return False
+
+    def codec_choices(self) -> dict[str, CodecChoice]:
+        """What `codec="auto"` has chosen up to now, and why, by the address of the server."""
+        return self._chooser.choices()
 
     def statistics(self) -> ClientStatistics:
         """What was counted up to now."""
@@ -199,23 +211,42 @@ class GRPCComputeClient:
         raise last
 
     def _try(self, address: str, path: str, message: bytes, deadline: Deadline) -> bytes:
+        try:
+            reply = self._ask(address, path, message, deadline)
+        except ServerUnavailableError as error:
+            self._book.failed(address, time.monotonic(), error)
+            raise
+        self._book.succeeded(address)
+        return reply
+
+    def _ask(self, address: str, path: str, message: bytes, deadline: Deadline) -> bytes:
         method = self._methods[address, path]
         with WatchedCall(self._settings.observer, path, len(message)) as call:
             metadata = (*self._settings.credentials.metadata(), *call.metadata())
             try:
                 reply: bytes = method(message, timeout=deadline.remaining_s(), metadata=metadata)
             except grpc.RpcError as error:
-                translated = translate(error, address, deadline.timeout_s)
-                if isinstance(translated, ServerUnavailableError):
-                    self._book.failed(address, time.monotonic(), translated)
-                raise translated from error
+                raise translate(error, address, deadline.timeout_s) from error
             call.bytes_received = len(reply)
-        self._book.succeeded(address)
         self._statistics.count_sent(len(message))
         self._statistics.bytes_received += len(reply)
         return reply
 
+    def _choose_codec(self, address: str, deadline: Deadline) -> CodecChoice:
+        """What to code hidden states with over the link to a server: what was chosen, or chosen now."""
+        with self._choosing:  # what two measure at the same time is half of what there is
+            asking = self._chooser.choosing(address)
+            try:
+                question = next(asking)
+                while True:
+                    began_s = time.perf_counter()
+                    reply = self._ask(address, question.path, question.message, deadline)
+                    question = asking.send(Reply(reply, time.perf_counter() - began_s))
+            except StopIteration as end:
+                choice: CodecChoice = end.value
+                return choice
+
     def _open_stream(self, cursor: SessionCursor, address: str) -> SyncStream:
         method: Any = self._channels[address].stream_stream(protocol.SESSION, None, None)
         named: Any = partial(method, metadata=cursor.metadata())
-        return SyncStream(named, address, self._settings.inbox(), self._watch, self._statistics)
+        return SyncStream(named, address, self._settings.inbox(cursor.codecs), self._watch, self._statistics)

@@ -22,6 +22,13 @@ from splitlearn_comm.messages import SessionState
 
 
 @dataclass(frozen=True, slots=True)
+class Choose:
+    """Choose the codec for this server; the answer is a `CodecChoice`."""
+
+    address: str
+
+
+@dataclass(frozen=True, slots=True)
 class Connect:
     """Begin a stream to this server; leave the one there is, if any, or put it aside."""
 
@@ -61,8 +68,8 @@ class Pause:
     seconds: float
 
 
-Effect = Connect | Return | Settle | Exchange | Wait | Pause
-"""What a shell does; it sends back the answer, or throws in the `CommError` with which it failed."""
+Effect = Choose | Connect | Return | Settle | Exchange | Wait | Pause
+"""What a shell does; it sends back the answer, if there is one, or throws in the `CommError` with which it failed."""
 Course = Generator[Effect, Any, Answer]
 
 
@@ -135,6 +142,8 @@ class SessionCourse:
         full: ResourceExhaustedError | None = None
         for address in self._candidates():
             try:
+                if self._cursor.must_choose:
+                    self._cursor.take_choice((yield Choose(address)))
                 yield Connect(address)
                 answer = yield from self._take_up(address)
             except ServerUnavailableError as error:

@@ -16,6 +16,7 @@ from splitlearn_comm.client.history import History
 from splitlearn_comm.client.settings import ClientSettings, check_size
 from splitlearn_comm.client.statistics import StepBreakdown
 from splitlearn_comm.client.watching import WatchedSession
+from splitlearn_comm.codec import CodecChoice
 from splitlearn_comm.errors import CommError, InvalidRequestError, ServerUnavailableError, SessionNotFoundError
 from splitlearn_comm.framing import steps
 from splitlearn_comm.framing.assembly import Packing
@@ -39,7 +40,9 @@ class SessionCursor:
         self.breakdown: StepBreakdown | None = None
         self._settings = settings
         self._limit_bytes = settings.max_message_bytes
-        self._packing = Packing(settings.codecs.to_server)
+        self.codecs = settings.plan.agreed
+        self.codec_choice: CodecChoice | None = None
+        self._packing = Packing(self.codecs.hidden.to_server)
         self._expected_fingerprint = expected_fingerprint
         self.was_opened = False
         self.is_stateful = True
@@ -67,6 +70,17 @@ class SessionCursor:
         """Whether another server can be brought to where this session is."""
         return not self.was_opened or not self.step_id or not self.is_stateful or self.history.is_complete
 
+    @property
+    def must_choose(self) -> bool:
+        """Whether the codec of hidden states is still to be chosen; once it is, it stays, at other servers too."""
+        return self.codec_choice is None and self._settings.auto is not None
+
+    def take_choice(self, choice: CodecChoice) -> None:
+        """Note what was chosen, before the session opens."""
+        self.codec_choice = choice
+        self.codecs = self._settings.plan.with_hidden(choice.codec)
+        self._packing = Packing(self.codecs.hidden.to_server)
+
     def begin_anew(self) -> None:
         """Take another name: a server may still have the session under the old one."""
         if self.was_opened:
@@ -88,7 +102,7 @@ class SessionCursor:
             expected_fingerprint=self._expected_fingerprint or "",
             resume=resume,
             chunk_bytes=CHUNK_BYTES,
-            codecs=self._settings.codecs,
+            codecs=self.codecs,
             timings=self._settings.timings,
             can_move=len(self._settings.addresses) > 1,
         )
@@ -100,7 +114,8 @@ class SessionCursor:
 
     def import_message(self, state: SessionState | None) -> bytes:
         """The message that puts a state into the new session; None for one that is nothing but a position."""
-        return steps.encode_import(self.step_id, state or SessionState(KVEntries((), self.position), None))
+        state = state or SessionState(KVEntries((), self.position), None)
+        return steps.encode_import(self.step_id, state, self.codecs.kv.to_server)
 
     def take_opened(self, answer: steps.Answer) -> None:
         """Read the answer to that; raises what the server refused it with."""

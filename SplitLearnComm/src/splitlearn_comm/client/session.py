@@ -11,12 +11,24 @@ from typing import Self
 
 import torch
 
-from splitlearn_comm.client.course import Connect, Course, Effect, Exchange, Pause, Return, SessionCourse, Settle, Wait
+from splitlearn_comm.client.course import (
+    Choose,
+    Connect,
+    Course,
+    Effect,
+    Exchange,
+    Pause,
+    Return,
+    SessionCourse,
+    Settle,
+    Wait,
+)
 from splitlearn_comm.client.cursor import SessionCursor
 from splitlearn_comm.client.deadline import Deadline
 from splitlearn_comm.client.settings import ClientSettings
 from splitlearn_comm.client.statistics import StepBreakdown
 from splitlearn_comm.client.stream import SyncStream
+from splitlearn_comm.codec import CodecChoice
 from splitlearn_comm.errors import CommError
 from splitlearn_comm.framing import steps
 from splitlearn_comm.messages import Action, Crop, Forward, Reorder, StartRecording
@@ -36,11 +48,13 @@ class ClientSession:
     def __init__(
         self,
         connect: Callable[[str], SyncStream],
+        choose: Callable[[str, Deadline], CodecChoice],
         settings: ClientSettings,
         cursor: SessionCursor,
         course: SessionCourse,
     ) -> None:
         self._connect = connect
+        self._choose = choose
         self._course = course
         self._settings = settings
         self._cursor = cursor
@@ -62,6 +76,11 @@ class ClientSession:
     def position(self) -> int:
         """Tokens in the session's cache."""
         return self._cursor.position
+
+    @property
+    def codec_choice(self) -> CodecChoice | None:
+        """What `codec="auto"` has chosen for this session, and why; None where a codec is named."""
+        return self._cursor.codec_choice
 
     @property
     def breakdown(self) -> StepBreakdown | None:
@@ -161,11 +180,13 @@ class ClientSession:
             self._drop_stream()
             raise
 
-    def _perform(self, effect: Effect, deadline: Deadline) -> steps.Answer | None:
+    def _perform(self, effect: Effect, deadline: Deadline) -> steps.Answer | CodecChoice | None:
         match effect:
             case Exchange(message, step_id):
                 assert self._stream is not None, "a course connects before it exchanges"
                 return self._stream.exchange(message, deadline, step_id)
+            case Choose(address):
+                return self._choose(address, deadline)
             case Connect(address, keeps_other):
                 if keeps_other:
                     self._put_aside, self._stream = self._stream, None

@@ -3,17 +3,18 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
+from functools import cached_property
 from typing import Any, TypedDict, TypeVar
 
 import splitlearn_comm.protocol as protocol
 from splitlearn_comm.client.credentials import ClientTLS, Credentials
 from splitlearn_comm.client.retry import ExponentialBackoff, RetryStrategy
-from splitlearn_comm.codec import codec_named
+from splitlearn_comm.codec import AutoCodec, CodecPlan
 from splitlearn_comm.errors import MessageTooLargeError
 from splitlearn_comm.framing.chunks import Outgoing
 from splitlearn_comm.framing.steps import Inbox
-from splitlearn_comm.messages import RAW_CODECS, Codecs, ServiceInfo
+from splitlearn_comm.messages import RAW_CODECS, Codecs, RoleCodecs, ServiceInfo
 from splitlearn_comm.observer import Observer
 
 
@@ -24,7 +25,8 @@ class ClientOptions(TypedDict, total=False):
     connect_timeout_s: float
     retry: RetryStrategy
     max_message_bytes: int
-    codec: str | Codecs
+    codec: str | Codecs | AutoCodec | CodecPlan
+    max_kl: float | None
     timings: bool
     tls: ClientTLS | bool
     token: str | None
@@ -49,9 +51,13 @@ class ClientSettings:
     """When to try again if the server cannot be reached."""
     max_message_bytes: int = protocol.MAX_MESSAGE_BYTES
     """Largest message sent or taken."""
-    codec: str | Codecs = RAW_CODECS
-    """How the hidden states of sessions are coded: a name for both directions, or `Codecs`; a lossy one is your choice
-    (`splitlearn_comm.codec.measure_loss` shows what it loses). Calls of `compute` are always raw."""
+    codec: str | Codecs | AutoCodec | CodecPlan = RAW_CODECS
+    """How the hidden states of sessions are coded: a name for both directions, `Codecs`, or `"auto"` for the lossless
+    one that is fastest over the link; a `CodecPlan` says it for gradients and caches too. A lossy one is your choice
+    (`splitlearn_comm.codec.measure_loss` shows what it loses). Of what `compute` carries only caches are coded."""
+    max_kl: float | None = None
+    """With `"auto"`: take a lossy one too, if the KL divergence that it costs is at most this, in nats a token; what
+    each costs has to be given, with `AutoCodec(kl=...)`."""
     timings: bool = False
     """Whether sessions note where the time of each step went (`session.breakdown`)."""
     replay_bytes: int = 64 * 1024 * 1024
@@ -77,8 +83,10 @@ class ClientSettings:
         for name in ("timeout_s", "connect_timeout_s", "max_message_bytes", "dead_after_s"):
             if not getattr(self, name) > 0:
                 raise ValueError(f"{name} must be greater than zero, came {getattr(self, name)}")
-        for name in self.codecs.names():
-            codec_named(name)
+        if (auto := self.auto) is not None:
+            auto.check()
+        elif self.max_kl is not None:
+            raise ValueError(f"max_kl={self.max_kl:g} goes with codec='auto', came codec={self.codec!r}")
         for address in self.addresses:
             self.credentials.check(address)
 
@@ -92,18 +100,21 @@ class ClientSettings:
         """What the client proves itself with, and asks of servers."""
         return Credentials(tls=self.tls, token=self.token, insecure=self.insecure)
 
-    @property
-    def codecs(self) -> Codecs:
-        """The codec of each direction."""
-        if isinstance(self.codec, Codecs):
-            return self.codec
-        name = "" if self.codec == RAW_NAME else self.codec
-        return Codecs(name, name)
+    @cached_property
+    def plan(self) -> CodecPlan:
+        """The codecs as they were asked for, for each role."""
+        return self.codec if isinstance(self.codec, CodecPlan) else CodecPlan(hidden=self.codec)
 
-    def inbox(self) -> Inbox:
-        """Reads what comes over one stream."""
+    @property
+    def auto(self) -> AutoCodec | None:
+        """How the codec of hidden states is to be chosen; None if it is named."""
+        auto = self.plan.auto
+        return auto if auto is None or self.max_kl is None else replace(auto, max_kl=self.max_kl)
+
+    def inbox(self, codecs: RoleCodecs) -> Inbox:
+        """Reads what comes over one stream for which these codecs are agreed on."""
         inbox = Inbox(self.max_message_bytes)
-        inbox.codecs = self.codecs.names()
+        inbox.agree(codecs)
         return inbox
 
     def limit_bytes(self, info: ServiceInfo | None) -> int:
@@ -131,7 +142,6 @@ class ClientSettings:
         ]
 
 
-RAW_NAME = "raw"
 MessageT = TypeVar("MessageT", bound=Outgoing)
 
 

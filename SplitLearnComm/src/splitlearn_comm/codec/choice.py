@@ -1,11 +1,13 @@
 """`codec="auto"`: which codec moves a tensor fastest over this link, and the sentence that says why.
 
 Pure: measurements in, a decision out. A byte of the tensor costs 1 / encode speed + ratio / bandwidth + 1 / decode
-speed; the codec with the least wins. Lossy ones take part only if the user said what loss they accept.
+speed; the codec with the least wins. A lossy one is taken only if the user said what loss he accepts and it loses no
+more; what it loses is asked for when its turn comes, fastest first.
 """
 
 from __future__ import annotations
 
+import math
 import time
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
@@ -16,6 +18,9 @@ from splitlearn_comm.codec.raw import TensorCodec
 
 # A codec that gains less than this is not worth its trouble: measurements differ by as much.
 _LEAST_GAIN = 0.05
+
+LossOf = Mapping[str, float] | Callable[[str], float | None]
+"""What each lossy codec loses: the KL divergence of the logits, in nats a token, by its name."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -57,7 +62,7 @@ def choose_codec(
     *,
     bandwidth_bytes_per_s: float,
     max_kl: float | None = None,
-    kl: Mapping[str, float] | Callable[[str], float] | None = None,
+    kl: LossOf | None = None,
 ) -> CodecChoice:
     """The codec that is fastest over a link.
 
@@ -65,8 +70,8 @@ def choose_codec(
         costs: One for each codec to choose from; raw must be among them.
         bandwidth_bytes_per_s: Of the link, measured.
         max_kl: The KL divergence of the logits that is accepted, in nats a token; None: lossless codecs only.
-        kl: The KL divergence of each lossy codec, measured: by name, or a function of the name. A codec without one
-            does not take part.
+        kl: The KL divergence of each lossy codec, measured: by name, or a function of the name, asked only about those
+            that would be the fastest. A codec without one (or None) does not take part.
 
     Raises:
         ValueError: Raw is missing, the bandwidth is not above 0, or `max_kl` came without `kl`.
@@ -76,10 +81,25 @@ def choose_codec(
         raise ValueError(
             f"expected the cost of raw and a bandwidth above 0, came {sorted(by_name)} and {bandwidth_bytes_per_s}"
         )
-    losses = _accepted_losses(by_name.values(), max_kl, kl)
-    times = {name: by_name[name].seconds_per_byte(bandwidth_bytes_per_s) for name in losses}
-    fastest = min(times, key=times.__getitem__)
-    picked = fastest if times[fastest] < (1 - _LEAST_GAIN) * times["raw"] else "raw"
+    if max_kl is not None and kl is None and not all(cost.is_lossless for cost in by_name.values()):
+        raise ValueError("max_kl= says what loss is accepted; kl= must say what each codec loses: measure it")
+    times = {
+        name: cost.seconds_per_byte(bandwidth_bytes_per_s)
+        for name, cost in by_name.items()
+        if cost.is_lossless or max_kl is not None
+    }
+    losses: dict[str, float | None] = {}
+
+    def is_accepted(name: str) -> bool:
+        if by_name[name].is_lossless:
+            return True
+        losses[name] = loss = _loss_of(name, kl)
+        # Not `loss > max_kl`, which a NaN would pass.
+        return loss is not None and max_kl is not None and loss <= max_kl
+
+    ranking = sorted(times, key=times.__getitem__)
+    worth_it = (name for name in ranking if times[name] < (1 - _LEAST_GAIN) * times["raw"])
+    picked = next(filter(is_accepted, worth_it), "raw")
     return CodecChoice(codec=picked, reason=_reason(picked, times, losses, bandwidth_bytes_per_s, max_kl))
 
 
@@ -103,38 +123,35 @@ def measure_cost(codec: TensorCodec, tensor: torch.Tensor, *, repeats: int = 3) 
     )
 
 
-def _accepted_losses(
-    costs: Iterable[CodecCost], max_kl: float | None, kl: Mapping[str, float] | Callable[[str], float] | None
-) -> dict[str, float]:
-    """The KL divergence of each codec that may be chosen, 0 for lossless ones."""
-    accepted = {}
-    for cost in costs:
-        if cost.is_lossless:
-            accepted[cost.codec] = 0.0
-        elif max_kl is not None:
-            if kl is None:
-                raise ValueError("max_kl= says what loss is accepted; kl= must say what each codec loses: measure it")
-            loss = kl(cost.codec) if callable(kl) else kl.get(cost.codec)
-            # Not `loss > max_kl`, which a NaN would pass.
-            if loss is not None and loss <= max_kl:
-                accepted[cost.codec] = loss
-    return accepted
+def _loss_of(name: str, kl: LossOf | None) -> float | None:
+    if kl is None:
+        return None
+    return kl(name) if callable(kl) else kl.get(name)
 
 
 def _reason(
     picked: str,
     times: Mapping[str, float],
-    losses: Mapping[str, float],
+    losses: Mapping[str, float | None],
     bandwidth_bytes_per_s: float,
     max_kl: float | None,
 ) -> str:
-    def per_megabyte(name: str) -> str:
-        return f"{name} {1e9 * times[name]:.2f} ms"
+    def told(name: str) -> str:
+        return f"{name} {1e9 * times[name]:.2f} ms{_loss_told(losses, name) if name != picked else ''}"
 
-    ranking = ", ".join(per_megabyte(name) for name in sorted(times, key=times.__getitem__))
+    ranking = ", ".join(told(name) for name in sorted(times, key=times.__getitem__))
     among = "lossless codecs" if max_kl is None else f"codecs with a KL of at most {max_kl:g} nats a token"
-    loses = f" (KL {losses[picked]:.2g})" if losses[picked] else ""
+    is_known = math.isfinite(bandwidth_bytes_per_s)
+    link = f"{bandwidth_bytes_per_s / 1e6:.4g} MB/s" if is_known else "a link too fast to measure"
     return (
-        f"{picked}{loses}: over {bandwidth_bytes_per_s / 1e6:.4g} MB/s, a megabyte of tensor takes {ranking}; "
-        f"compared were {among}, and raw stays unless {_LEAST_GAIN:.0%} are gained"
+        f"{picked}{_loss_told(losses, picked)}: over {link}, a megabyte of tensor "
+        f"takes {ranking}; taken are {among}, and raw stays unless {_LEAST_GAIN:.0%} are gained"
     )
+
+
+def _loss_told(losses: Mapping[str, float | None], name: str) -> str:
+    """The loss of a codec in brackets, nothing where it was not asked for."""
+    if name not in losses:
+        return ""
+    loss = losses[name]
+    return " (KL unknown)" if loss is None else f" (KL {loss:.2g})"

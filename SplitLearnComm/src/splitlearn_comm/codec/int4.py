@@ -39,6 +39,8 @@ class Int4Codec(CompressedTensorCodec):
 
     name = "int4"
     is_lossless = False
+    # A head of a cache is a short row without a column to spare, and what a cache loses is lost for all tokens after.
+    roles = ("hidden", "gradient")
 
     def compress(self, tensor: torch.Tensor) -> Coded | None:
         """Rotated groups with their scales, two elements a byte."""

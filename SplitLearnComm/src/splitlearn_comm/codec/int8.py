@@ -32,6 +32,8 @@ class Int8Codec(CompressedTensorCodec):
 
     name = "int8"
     is_lossless = False
+    # A head of a cache is a short row without a column to spare, and what a cache loses is lost for all tokens after.
+    roles = ("hidden", "gradient")
 
     def compress(self, tensor: torch.Tensor) -> Coded | None:
         """Rows and kept columns, each with their scales."""

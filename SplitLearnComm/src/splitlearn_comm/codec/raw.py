@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Final
+
 import torch
 
 from splitlearn_comm._proto.splitlearn.v1 import compute_pb2 as pb
@@ -9,6 +11,9 @@ from splitlearn_comm.codec.elements import memory_of, sendable
 from splitlearn_comm.codec.payload import Payload
 from splitlearn_comm.errors import InvalidRequestError
 from splitlearn_comm.protocol import MAX_MESSAGE_BYTES
+
+ROLES: Final = ("hidden", "gradient", "kv")
+"""What a tensor on the wire can be: hidden states, their gradients, or a part of a cache."""
 
 
 class TensorCodec:
@@ -18,11 +23,13 @@ class TensorCodec:
         name: How the codec is asked for.
         is_lossless: Whether every bit comes back.
         missing_extra: The extra of splitlearn-comm that has to be installed first, None if nothing is missing.
+        roles: What it may be used for.
     """
 
     name: str = "raw"
     is_lossless: bool = True
     missing_extra: str | None = None
+    roles: tuple[str, ...] = ROLES
 
     def encode(self, tensor: torch.Tensor) -> pb.TensorData:
         """The message for a tensor of any shape, strides and device; gradients are left behind.

@@ -11,7 +11,7 @@ from splitlearn_comm.codec.compressed import CompressedTensorCodec
 from splitlearn_comm.codec.int4 import Int4Codec
 from splitlearn_comm.codec.int8 import Int8Codec
 from splitlearn_comm.codec.payload import Payload
-from splitlearn_comm.codec.raw import TensorCodec
+from splitlearn_comm.codec.raw import ROLES, TensorCodec
 from splitlearn_comm.codec.zstd import ZstdCodec
 from splitlearn_comm.errors import UnsupportedOperationError
 from splitlearn_comm.protocol import MAX_MESSAGE_BYTES
@@ -28,19 +28,27 @@ def register_codec(codec: CompressedTensorCodec) -> None:
     """Make a codec known under its name in this process; the peer has to do the same.
 
     Raises:
-        ValueError: The name is taken, or is none.
+        ValueError: The name is taken, or is none; or it has a role that there is not.
     """
     name = codec.name
     if name in _RESERVED or len(name) > _MAX_NAME_CHARACTERS or not name.isascii() or not name.isprintable():
         raise ValueError(f"a codec's name has 1 to {_MAX_NAME_CHARACTERS} ASCII characters, came {name[:64]!r}")
     if name in _codecs:
         raise ValueError(f"there is a codec {name!r} already, of {_known()}; choose another name")
+    if not set(codec.roles) <= set(ROLES):
+        raise ValueError(f"a codec's roles are of {', '.join(ROLES)}; came {codec.roles}")
     _codecs[name] = codec
 
 
 def codec_names() -> tuple[str, ...]:
     """The names of all codecs, in the order they were registered; raw is the first."""
     return tuple(_codecs)
+
+
+def usable_names(role: str | None = None) -> tuple[str, ...]:
+    """The names of the codecs that lack nothing and, if one is given, may be used in a role; raw is the first."""
+    usable = ((name, codec) for name, codec in _codecs.items() if not codec.missing_extra)
+    return tuple(name for name, codec in usable if role is None or role in codec.roles)
 
 
 def codec_named(name: str) -> TensorCodec:
@@ -55,6 +63,19 @@ def codec_named(name: str) -> TensorCodec:
         raise ValueError(f"no codec {name[:64]!r}: expected one of {_known()}; add your own with register_codec")
     if codec.missing_extra:
         raise ImportError(f"the codec {name!r} needs: pip install 'splitlearn-comm[{codec.missing_extra}]'")
+    return codec
+
+
+def codec_for(role: str, name: str) -> TensorCodec:
+    """The codec of a name, if it may be used in a role.
+
+    Raises:
+        ValueError: There is none, or it is not for that.
+        ImportError: It needs an extra that is not installed.
+    """
+    codec = codec_named(name)
+    if role not in codec.roles:
+        raise ValueError(f"the codec {name!r} is not for {role}: expected one of {', '.join(usable_names(role))}")
     return codec
 
 
@@ -96,8 +117,7 @@ def decode_payload(
 
 
 def _usable(allowed: Collection[str] | None) -> str:
-    names = (name for name, codec in _codecs.items() if not codec.missing_extra)
-    return ", ".join(name for name in names if allowed is None or name in allowed or name == RAW.name)
+    return ", ".join(name for name in usable_names() if allowed is None or name in allowed or name == RAW.name)
 
 
 def _known() -> str:

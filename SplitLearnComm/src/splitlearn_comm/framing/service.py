@@ -2,14 +2,18 @@
 
 from __future__ import annotations
 
+from typing import Final
+
 import grpc
 
 from splitlearn_comm._proto.splitlearn.v1 import compute_pb2 as pb
 from splitlearn_comm.codec import DTYPES, ENUMS
-from splitlearn_comm.errors import CommError, ResourceExhaustedError, error_class
+from splitlearn_comm.errors import CommError, InvalidRequestError, ResourceExhaustedError, error_class
 from splitlearn_comm.framing.fields import parse
 from splitlearn_comm.messages import ServiceInfo
 
+MAX_PADDING_BYTES: Final = 256 * 1024
+"""What a health check sends back at most, for a client that measures the bandwidth."""
 _STATUS = {status.value[0]: status for status in grpc.StatusCode}
 
 
@@ -57,14 +61,36 @@ def decode_info(data: bytes) -> ServiceInfo:
     )
 
 
-def encode_health(serving: bool) -> bytes:
+def encode_health_question(padding: bytes) -> bytes:
+    """The bytes that ask whether calls are taken, and for the padding to come back."""
+    return pb.HealthCheckRequest(padding=padding).SerializeToString()
+
+
+def decode_health_question(data: bytes) -> bytes:
+    """The padding that is to come back.
+
+    Raises:
+        InvalidRequestError: There is too much of it, or the bytes are malformed.
+    """
+    padding = parse(pb.HealthCheckRequest, data).padding if data else b""
+    if len(padding) > MAX_PADDING_BYTES:
+        raise InvalidRequestError(f"a health check with {len(padding)} bytes of padding: at most {MAX_PADDING_BYTES}")
+    return padding
+
+
+def encode_health(serving: bool, padding: bytes = b"") -> bytes:
     """The bytes that say whether calls are taken."""
-    return pb.HealthCheckResponse(serving=serving).SerializeToString()
+    return pb.HealthCheckResponse(serving=serving, padding=padding).SerializeToString()
 
 
 def decode_health(data: bytes) -> bool:
     """Whether calls are taken."""
     return parse(pb.HealthCheckResponse, data).serving
+
+
+def decode_health_padding(data: bytes) -> bytes:
+    """The padding that came back."""
+    return parse(pb.HealthCheckResponse, data).padding
 
 
 def encode_error(error: CommError) -> pb.Error:

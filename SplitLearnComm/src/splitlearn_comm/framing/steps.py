@@ -10,6 +10,7 @@ import torch
 
 from splitlearn_comm._proto.splitlearn.v1 import compute_pb2 as pb
 from splitlearn_comm.errors import CommError, InvalidRequestError
+from splitlearn_comm.framing.agreement import codecs_of, encode_codecs
 from splitlearn_comm.framing.assembly import PLAIN, Packing, with_tensor
 from splitlearn_comm.framing.caches import decode_cache, encode_cache
 from splitlearn_comm.framing.chunks import ChunkBuffer, Outgoing
@@ -18,12 +19,12 @@ from splitlearn_comm.framing.locate import locate
 from splitlearn_comm.framing.service import decode_error, encode_error
 from splitlearn_comm.framing.tensors import TensorTaker, tensor_of
 from splitlearn_comm.messages import (
-    RAW_CODECS,
+    RAW_ROLES,
     Action,
-    Codecs,
     Crop,
     Forward,
     Reorder,
+    RoleCodecs,
     SessionState,
     StartRecording,
     Timings,
@@ -47,8 +48,8 @@ class Open:
     """Whether the session exists already."""
     chunk_bytes: int = 0
     """Data of a tensor the client takes in one message; 0: it takes no chunks."""
-    codecs: Codecs = RAW_CODECS
-    """How hidden states are coded."""
+    codecs: RoleCodecs = RAW_ROLES
+    """How tensors of each role are coded."""
     timings: bool = False
     """Whether answers are to say where the time went."""
     can_move: bool = False
@@ -129,10 +130,16 @@ class Inbox:
 
     def __init__(self, max_bytes: int) -> None:
         self.codecs: Collection[str] = ()
-        """Names of the codecs that were agreed on."""
+        """Names of the codecs that were agreed on for hidden states."""
+        self.kv_codecs: Collection[str] = ()
+        """Names of those for the session's state."""
         self._chunks = ChunkBuffer(max_bytes)
         self._requests, self._answers = TensorTaker(_FORWARD_TENSOR), TensorTaker(_RESPONSE_TENSOR)
         self._chunked_bytes = 0
+
+    def agree(self, codecs: RoleCodecs) -> None:
+        """Take tensors through these codecs from here on."""
+        self.codecs, self.kv_codecs = codecs.hidden.names(), codecs.kv.names()
 
     def request(self, data: bytes) -> Request | None:
         """The request in the bytes; None for a chunk, which is kept for the message it belongs to.
@@ -200,7 +207,7 @@ class Inbox:
             case "export":
                 return Export()
             case "import_state":
-                return Import(_state_of(message.import_state.state))
+                return Import(_state_of(message.import_state.state, self.kv_codecs))
             case _:
                 raise InvalidRequestError(
                     "a session message without an action: expected open, forward, reorder, crop, start_recording, "
@@ -218,7 +225,7 @@ class Inbox:
                 opened = Opened(came.max_message_bytes, came.chunk_bytes, came.stateful, came.fingerprint)
                 return Answer(step_id, position, opened=opened)
             case "state":
-                return Answer(step_id, position, state=_state_of(message.state), **common)
+                return Answer(step_id, position, state=_state_of(message.state, self.kv_codecs), **common)
             case "error":
                 return Answer(step_id, position, error=decode_error(message.error))
             case _:
@@ -237,9 +244,8 @@ def encode_open(opening: Open, position: int = 0) -> bytes:
         chunk_bytes=opening.chunk_bytes,
         timings=opening.timings,
         can_move=opening.can_move,
+        **{role: encode_codecs(codecs) for role, codecs in opening.codecs.by_role()},
     )
-    if opening.codecs != RAW_CODECS:
-        action.hidden.to_server, action.hidden.to_client = opening.codecs.to_server, opening.codecs.to_client
     return pb.SessionRequest(session_id=opening.session_id, position=position, open=action).SerializeToString()
 
 
@@ -253,9 +259,9 @@ def encode_export(step_id: int, position: int) -> bytes:
     return pb.SessionRequest(step_id=step_id, position=position, export=pb.Export()).SerializeToString()
 
 
-def encode_import(step_id: int, state: SessionState) -> bytes:
+def encode_import(step_id: int, state: SessionState, kv_codec: str = "") -> bytes:
     """The message that puts a state into a session that was just opened; `step_id` is the last step done."""
-    action = pb.Import(state=_encode_state(state))
+    action = pb.Import(state=_encode_state(state, kv_codec))
     request = pb.SessionRequest(step_id=step_id, position=state.cache.position, import_state=action)
     return request.SerializeToString()
 
@@ -297,9 +303,10 @@ def encode_done(step_id: int, position: int, tensor: torch.Tensor | None = None,
     return with_tensor(fields, _RESPONSE_TENSOR, tensor, b"", packing, _RESPONSE_CHUNK)
 
 
-def encode_state(step_id: int, position: int, state: SessionState) -> bytes:
+def encode_state(step_id: int, position: int, state: SessionState, kv_codec: str = "") -> bytes:
     """The answer to an export."""
-    return pb.SessionResponse(step_id=step_id, position=position, state=_encode_state(state)).SerializeToString()
+    fields = _encode_state(state, kv_codec)
+    return pb.SessionResponse(step_id=step_id, position=position, state=fields).SerializeToString()
 
 
 def with_draining(answer: Outgoing) -> Outgoing:
@@ -331,18 +338,20 @@ def _open_of(message: pb.SessionRequest) -> Open:
         expected_fingerprint=opening.expected_fingerprint,
         resume=opening.resume,
         chunk_bytes=opening.chunk_bytes,
-        codecs=Codecs(opening.hidden.to_server, opening.hidden.to_client),
+        codecs=RoleCodecs(
+            hidden=codecs_of(opening.hidden), gradient=codecs_of(opening.gradient), kv=codecs_of(opening.kv)
+        ),
         timings=opening.timings,
         can_move=opening.can_move,
     )
 
 
-def _state_of(message: pb.SessionState) -> SessionState:
-    return SessionState(decode_cache(message.cache), message.batch if message.HasField("batch") else None)
+def _state_of(message: pb.SessionState, kv_codecs: Collection[str]) -> SessionState:
+    return SessionState(decode_cache(message.cache, kv_codecs), message.batch if message.HasField("batch") else None)
 
 
-def _encode_state(state: SessionState) -> pb.SessionState:
-    return pb.SessionState(cache=encode_cache(state.cache), batch=state.batch)
+def _encode_state(state: SessionState, kv_codec: str) -> pb.SessionState:
+    return pb.SessionState(cache=encode_cache(state.cache, kv_codec), batch=state.batch)
 
 
 def _timings_of(message: pb.SessionResponse) -> Timings | None:

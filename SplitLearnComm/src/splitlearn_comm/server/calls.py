@@ -8,7 +8,7 @@ from typing import Any
 
 import grpc.aio
 
-from splitlearn_comm.codec import codec_names
+from splitlearn_comm.codec import usable_names
 from splitlearn_comm.errors import MessageTooLargeError
 from splitlearn_comm.framing import calls, service
 from splitlearn_comm.host import SessionHost
@@ -44,9 +44,9 @@ class CallService:
         """The handler of GetServiceInfo."""
         return await self._answer("a question for information", self._info(), context)
 
-    async def health_check(self, _: bytes, context: Context) -> bytes:
+    async def health_check(self, data: bytes, context: Context) -> bytes:
         """The handler of HealthCheck."""
-        return service.encode_health(self.is_serving)
+        return await self._answer("a health check", self._health(data), context)
 
     async def _answer(self, doing: str, work: Awaitable[bytes], context: Context) -> bytes:
         try:
@@ -56,10 +56,10 @@ class CallService:
             return await abort(context, as_comm_error(error, doing))
 
     async def _compute(self, data: bytes) -> bytes:
-        call, expected_fingerprint = calls.decode_call(data)
+        call, expected_fingerprint, kv = calls.decode_call(data)
         self._validator.check_fingerprint(expected_fingerprint)
         self._validator.check_call(call)
-        reply = calls.encode_result(await self._host.compute(call))
+        reply = calls.encode_result(await self._host.compute(call), kv.to_client)
         if len(reply) > self._config.max_message_bytes:
             raise MessageTooLargeError(
                 f"the answer has {len(reply)} bytes, and the server sends at most {self._config.max_message_bytes}; "
@@ -67,8 +67,11 @@ class CallService:
             )
         return reply
 
+    async def _health(self, data: bytes) -> bytes:
+        return service.encode_health(self.is_serving, service.decode_health_question(data))
+
     async def _info(self) -> bytes:
         info = self._host.get_info()
         return service.encode_info(
-            replace(info, max_message_bytes=self._config.max_message_bytes, codecs=codec_names()[1:])
+            replace(info, max_message_bytes=self._config.max_message_bytes, codecs=usable_names()[1:])
         )

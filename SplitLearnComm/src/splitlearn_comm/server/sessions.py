@@ -12,20 +12,29 @@ import grpc
 import grpc.aio
 import torch
 
-from splitlearn_comm.codec import codec_named
 from splitlearn_comm.errors import (
     CommError,
     InvalidRequestError,
     MessageTooLargeError,
     ResourceExhaustedError,
     ServerUnavailableError,
-    UnsupportedOperationError,
 )
 from splitlearn_comm.framing import steps
+from splitlearn_comm.framing.agreement import check_codecs
 from splitlearn_comm.framing.assembly import PLAIN, Packing
 from splitlearn_comm.framing.chunks import CHUNK_BYTES, Outgoing, messages_of
 from splitlearn_comm.host import SessionHost
-from splitlearn_comm.messages import Action, Codecs, Crop, Forward, KVEntries, Reorder, SessionState, Timings
+from splitlearn_comm.messages import (
+    RAW_ROLES,
+    Action,
+    Crop,
+    Forward,
+    KVEntries,
+    Reorder,
+    RoleCodecs,
+    SessionState,
+    Timings,
+)
 from splitlearn_comm.observer import ObservedCall, Observer, StepSummary, action_name
 from splitlearn_comm.server.config import GRPCServerConfig
 from splitlearn_comm.server.faults import abort, as_comm_error, logger, told_without_contents
@@ -50,6 +59,8 @@ class _Stream:
     is_busy: bool = False
     has_read: bool = False
     packing: Packing = PLAIN
+    codecs: RoleCodecs = RAW_ROLES
+    """What was agreed on when the session opened."""
     tells_timings: bool = False
     can_move: bool = False
     """Whether the client would take its session elsewhere."""
@@ -241,10 +252,12 @@ class SessionService:
         return steps.encode_opened(ledger.step_id, ledger.position, opened)
 
     def _agree(self, stream: _Stream, opening: steps.Open) -> None:
-        check_codecs(opening.codecs)
-        stream.inbox.codecs = opening.codecs.names()
+        for role, codecs in opening.codecs.by_role():
+            check_codecs(role, codecs)
+        stream.codecs = opening.codecs
+        stream.inbox.agree(opening.codecs)
         stream.packing = Packing(
-            opening.codecs.to_client, opening.chunk_bytes and min(opening.chunk_bytes, CHUNK_BYTES)
+            opening.codecs.hidden.to_client, opening.chunk_bytes and min(opening.chunk_bytes, CHUNK_BYTES)
         )
         stream.tells_timings = opening.timings
         stream.can_move = opening.can_move
@@ -293,9 +306,10 @@ class SessionService:
         ledger = self._ledger_of(stream)
         cache = await self._host.export_session(ledger.session_id) if self._is_stateful else KVEntries((), 0)
         state = SessionState(replace(cache, position=ledger.position), ledger.batch)
-        reply = steps.encode_state(ledger.step_id, ledger.position, state)
-        if len(reply) > self._config.max_message_bytes:
-            raise MessageTooLargeError(f"the session has {len(reply)} bytes; {self._config.max_message_bytes} are sent")
+        reply = steps.encode_state(ledger.step_id, ledger.position, state, stream.codecs.kv.to_client)
+        # What a codec has made small is as large again on the other side.
+        if (num_bytes := max(len(reply), cache.num_bytes)) > self._config.max_message_bytes:
+            raise MessageTooLargeError(f"the session has {num_bytes} bytes; {self._config.max_message_bytes} are sent")
         return reply
 
     async def _import(self, stream: _Stream, request: steps.Request, state: SessionState) -> Outgoing:
@@ -430,12 +444,3 @@ def effect_of(action: Action) -> Effect:
             return Trim(num_tokens)
         case _:
             return Mark()
-
-
-def check_codecs(codecs: Codecs) -> None:
-    """Raise `UnsupportedOperationError` for codecs that are not there on this side."""
-    for name in codecs.names():
-        try:
-            codec_named(name)
-        except (ValueError, ImportError) as error:
-            raise UnsupportedOperationError(f"this side cannot use the codec: {error}") from error

@@ -1,0 +1,94 @@
+"""`codec="auto"`: asks a server and the link to it, and chooses; once for each server.
+
+Pure but for the costs of codecs, which are measured here: a generator that says what to ask, as the course of a session
+does, for the synchronous and the asyncio client to follow.
+"""
+
+from __future__ import annotations
+
+import logging
+import os
+from collections.abc import Generator
+from dataclasses import dataclass
+
+import splitlearn_comm.protocol as protocol
+from splitlearn_comm.client.probe import Echo, measure_bandwidth
+from splitlearn_comm.codec import AutoCodec, CodecChoice, CodecCost, choose_codec
+from splitlearn_comm.framing import service
+from splitlearn_comm.messages import ServiceInfo
+
+logger = logging.getLogger("splitlearn_comm.client")
+
+
+@dataclass(frozen=True, slots=True)
+class Question:
+    """A unary call to make to the server."""
+
+    path: str
+    message: bytes
+
+
+@dataclass(frozen=True, slots=True)
+class Reply:
+    """What came back, and after how many seconds."""
+
+    message: bytes
+    seconds: float
+
+
+Asking = Generator[Question, Reply, CodecChoice]
+
+
+class CodecChooser:
+    """What was chosen for each server of a client.
+
+    Args:
+        auto: How to choose.
+    """
+
+    def __init__(self, auto: AutoCodec) -> None:
+        self._auto = auto
+        self._choices: dict[str, CodecChoice] = {}
+        self._costs: dict[tuple[str, ...], list[CodecCost]] = {}
+
+    def choices(self) -> dict[str, CodecChoice]:
+        """What was chosen up to now, by address."""
+        return dict(self._choices)
+
+    def choosing(self, address: str) -> Asking:
+        """Choose for a server, unless that is done: yields what to ask it, is sent what came back.
+
+        Raises:
+            ValueError: The server does not say what tensors it takes, and there is no sample of them.
+        """
+        if (choice := self._choices.get(address)) is not None:
+            return choice
+        answer = yield Question(protocol.GET_SERVICE_INFO, b"")
+        costs = self._costs_for(service.decode_info(answer.message))
+        bandwidth = yield from _asking_bandwidth()
+        choice = choose_codec(costs, bandwidth_bytes_per_s=bandwidth, max_kl=self._auto.max_kl, kl=self._auto.kl)
+        self._choices[address] = choice
+        logger.info("codec for %s: %s", address, choice)
+        return choice
+
+    def _costs_for(self, info: ServiceInfo) -> list[CodecCost]:
+        # Of this machine, and the same for all servers that have the same codecs.
+        if (costs := self._costs.get(info.codecs)) is None:
+            sample = self._auto.sample_for(info.hidden_size, info.dtype)
+            costs = self._costs[info.codecs] = self._auto.costs(sample, info.codecs)
+        return costs
+
+
+def _asking_bandwidth() -> Generator[Question, Reply, float]:
+    probe = measure_bandwidth()
+    try:
+        size = next(probe)
+        while True:
+            # Random: whatever compresses on the way would make zeros look fast.
+            question = service.encode_health_question(os.urandom(size))
+            reply = yield Question(protocol.HEALTH_CHECK, question)
+            back = len(service.decode_health_padding(reply.message))
+            size = probe.send(Echo(reply.seconds, size + back))
+    except StopIteration as end:
+        bandwidth: float = end.value
+        return bandwidth

@@ -1,0 +1,96 @@
+import pytest
+import torch
+
+from splitlearn_comm import (
+    ComputeCall,
+    ComputeResult,
+    InvalidRequestError,
+    KVEntries,
+    KVEntry,
+    MessageTooLargeError,
+    UnsupportedOperationError,
+)
+from splitlearn_comm._proto.splitlearn.v1 import compute_pb2 as pb
+from splitlearn_comm.codec import usable_names
+from splitlearn_comm.framing import calls
+from splitlearn_comm.framing.caches import decode_cache, encode_cache
+from splitlearn_comm.messages import Codecs
+
+KEYS = torch.randn(2, 3, 5, 8)
+CACHE = KVEntries(
+    (
+        KVEntry(2, "full", {"keys": KEYS, "values": KEYS + 1}),
+        KVEntry(3, "linear", {"counts": torch.arange(4).expand(2, 4)}),
+    ),
+    5,
+)
+
+
+def travelled(codec: str) -> tuple[KVEntries, int]:
+    """The cache as it arrives, and the bytes it took."""
+    message = encode_cache(CACHE, codec)
+    assert message is not None
+    data = message.SerializeToString()
+    return decode_cache(pb.KVCache.FromString(data), (codec,)), len(data)
+
+
+@pytest.mark.parametrize("codec", usable_names("kv"))
+def test_a_cache_goes_through_every_codec_for_caches(codec: str) -> None:
+    came, num_bytes = travelled(codec)
+    assert (came.position, [(entry.layer, entry.kind) for entry in came.entries]) == (5, [(2, "full"), (3, "linear")])
+    assert torch.equal(came.entries[1].tensors["counts"], torch.arange(4).expand(2, 4))
+    narrow = {"bf16": torch.bfloat16, "fp16": torch.float16}.get(codec, torch.float32)
+    assert torch.equal(came.entries[0].tensors["keys"], KEYS.to(narrow).float())
+    assert num_bytes < CACHE.num_bytes * (0.6 if narrow is not torch.float32 else 1.1)
+
+
+def test_those_for_rows_of_hidden_states_are_not_for_caches() -> None:
+    assert usable_names("kv") == ("raw", "bf16", "fp16", "zstd")
+
+
+def test_a_codec_that_was_not_agreed_on_is_refused_and_raw_never() -> None:
+    message = encode_cache(CACHE, "bf16")
+    assert message is not None
+    with pytest.raises(UnsupportedOperationError, match="'bf16': expected one of raw, fp16"):
+        decode_cache(message, ("fp16",))
+    raw = encode_cache(CACHE)
+    assert raw is not None
+    assert torch.equal(decode_cache(raw, ("fp16",)).entries[0].tensors["keys"], KEYS)
+
+
+def test_few_bytes_that_stand_for_many_are_refused_all_together() -> None:
+    zeros = {"keys": torch.zeros(1 << 20), "values": torch.zeros(1 << 20)}
+    message = encode_cache(KVEntries((KVEntry(0, "full", zeros),), 1), "zstd")
+    assert message is not None
+    assert message.ByteSize() < 10_000
+    assert decode_cache(message, ("zstd",), max_bytes=8 << 20).num_bytes == 8 << 20
+    with pytest.raises(MessageTooLargeError, match="would have 8388608 bytes: at most 8388607"):
+        decode_cache(message, ("zstd",), max_bytes=(8 << 20) - 1)
+
+
+def test_a_shape_that_lies_is_still_an_invalid_request() -> None:
+    tensor = pb.TensorData(shape=[1 << 40], dtype=pb.DTYPE_FLOAT32, data=b"1234")
+    entry = pb.KVCacheEntry(tensors=[pb.NamedTensor(name="keys", tensor=tensor)])
+    with pytest.raises(InvalidRequestError, match="wrong length"):
+        decode_cache(pb.KVCache(entries=[entry]))
+
+
+def test_a_call_says_how_caches_are_coded_there_and_back() -> None:
+    call = ComputeCall(torch.zeros(2, 1, 4), past_key_values=CACHE, use_cache=True)
+    came, _, kv = calls.decode_call(calls.encode_call(call, "f", Codecs("bf16", "zstd")))
+    assert kv == Codecs("bf16", "zstd")
+    assert came.past_key_values is not None
+    assert torch.equal(came.past_key_values.entries[0].tensors["keys"], KEYS.bfloat16().float())
+    reply = calls.encode_result(ComputeResult(torch.zeros(2, 1, 4), CACHE), kv.to_client)
+    result = calls.decode_result(reply, "zstd")
+    assert result.past_key_values is not None
+    assert torch.equal(result.past_key_values.entries[0].tensors["keys"], KEYS)
+
+
+@pytest.mark.parametrize(
+    ("kv", "said"), [(Codecs("int8"), "not for kv"), (Codecs(to_client="int3"), "no codec 'int3'")]
+)
+def test_a_call_with_a_codec_that_is_not_for_caches_is_refused(kv: Codecs, said: str) -> None:
+    data = calls.encode_call(ComputeCall(torch.zeros(2, 1, 4)), "", kv)
+    with pytest.raises(UnsupportedOperationError, match=said):
+        calls.decode_call(data)
