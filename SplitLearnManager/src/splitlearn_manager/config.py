@@ -37,8 +37,13 @@ class ServerConfig:
     """Listen where other machines can connect, without TLS or without knowing who calls."""
     open_reflection: bool = False
     """Answer reflection without a token, where there are tokens."""
+    metrics_port: int | None = None
+    """Where Prometheus finds `/metrics`, on this machine alone; 0 for any port that is free, None for no metrics."""
 
     def __post_init__(self) -> None:
+        port = self.metrics_port
+        if port is not None and (isinstance(port, bool) or not isinstance(port, int) or not 0 <= port <= 65535):
+            raise ValueError(f"metrics_port must be a port from 0 to 65535, or None; got {port!r}")
         for item in fields(self):
             value = getattr(self, item.name)
             if isinstance(item.default, bool):

@@ -7,12 +7,14 @@ from typing import Self
 
 import torch
 
-from splitlearn_comm import GRPCComputeServer, ServerStatistics
+from splitlearn_comm import GRPCComputeServer, Observer, ServerStatistics, Together
 from splitlearn_comm.server import GRPCServerConfig, check_binding
 from splitlearn_core import Trunk, load_part
 from splitlearn_core.checkpoint.source import locate
 from splitlearn_manager.config import ServerConfig
 from splitlearn_manager.device import choose_device
+from splitlearn_manager.observability import MetricsEndpoint, PrometheusObserver
+from splitlearn_manager.observability.endpoint import HOST as METRICS_HOST
 from splitlearn_manager.port_check import check_port_is_free
 from splitlearn_manager.runtime.hosted_trunk import HostedTrunk
 
@@ -34,11 +36,13 @@ class ManagedServer:
         attn_implementation: as in transformers; None for what the model prefers.
         revision: branch, tag or commit on the hub; None for its default branch.
         config: all other settings.
+        observer: is told of calls, steps and sessions, beside the metrics that the configuration may ask for.
 
     Raises:
         CheckpointError, SplitPointError, UnsupportedModelError: (of splitlearn_core) when the model is loaded.
         DeviceNotFoundError: no such device.
-        AddressInUseError: (of splitlearn_comm) the port is in use, said before the model is loaded.
+        AddressInUseError: (of splitlearn_comm) the port, or that of the metrics, is in use, said before the model is
+            loaded.
         ValueError: other machines could connect, and there is no TLS, or nobody is asked who he is (see
             `ServerConfig.allow_insecure`); or a certificate or token file is of no use. Said before that too.
         OSError: such a file cannot be read.
@@ -56,6 +60,7 @@ class ManagedServer:
         attn_implementation: str | None = None,
         revision: str | None = None,
         config: ServerConfig = ServerConfig(),  # noqa: B008 - frozen
+        observer: Observer | None = None,
     ) -> None:
         self.model_id = model or "builtin"
         wire = comm_config(config)
@@ -63,6 +68,8 @@ class ManagedServer:
         wire.check_files()
         chosen = choose_device(device)
         check_port_is_free(host, port)
+        if config.metrics_port is not None:
+            check_port_is_free(METRICS_HOST, config.metrics_port)
         commit = locate(self.model_id, revision).commit
         trunk = load_part(
             self.model_id,
@@ -76,12 +83,24 @@ class ManagedServer:
         assert isinstance(trunk, Trunk)
         log_choices(self.model_id if commit is None else f"{self.model_id} at commit {commit}", trunk)
         hosted = HostedTrunk(trunk, name=public_name(self.model_id))
-        self._server = GRPCComputeServer(hosted, port=port, host=host, config=wire)
+        observers = [] if observer is None else [observer]
+        self._endpoint: MetricsEndpoint | None = None
+        if config.metrics_port is not None:
+            metrics = PrometheusObserver()
+            self._endpoint = MetricsEndpoint(metrics.registry, config.metrics_port)
+            observers.append(metrics)
+        watching = Together(*observers) if observers else None
+        self._server = GRPCComputeServer(hosted, port=port, host=host, config=wire, observer=watching)
 
     @property
     def address(self) -> str:
         """Where the server listens, `"host:port"`; known once it was started."""
         return self._server.address
+
+    @property
+    def metrics_url(self) -> str | None:
+        """Where Prometheus finds the metrics, known once the server was started; None where there are none."""
+        return self._endpoint.url if self._endpoint else None
 
     def statistics(self) -> ServerStatistics:
         """Return what was counted so far: calls, steps, sessions, bytes."""
@@ -97,11 +116,19 @@ class ManagedServer:
         Raises:
             AddressInUseError: (of splitlearn_comm) the port is in use by now.
         """
-        self._server.start(block=block, on_ready=on_ready)
+        if self._endpoint and not self._server.is_running:
+            self._endpoint.start()
+        try:
+            self._server.start(block=block, on_ready=on_ready)
+        finally:
+            if self._endpoint and not self._server.is_running:
+                self._endpoint.stop()
 
     def stop(self) -> None:
         """Let steps in flight finish within the grace time, then stop. May be called twice."""
         self._server.stop()
+        if self._endpoint:
+            self._endpoint.stop()
 
     def __enter__(self) -> Self:
         self.start(block=False)

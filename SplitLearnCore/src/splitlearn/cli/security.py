@@ -63,6 +63,7 @@ def server_config(
     client_ca: Path | None,
     token_file: Path | None,
     allow_insecure: bool,
+    metrics_port: int | None = None,
 ) -> "ServerConfig":
     """Put the options of `splitlearn serve` together, and check them before a model is loaded.
 
@@ -77,7 +78,7 @@ def server_config(
         raise OptionError("--tls-certificate and --tls-key go together, and --tls-client-ca only with them")
     tls = ServerTLS(certificate=certificate, key=key, client_ca=client_ca) if certificate and key else None
     tokens = TokenFile(token_file) if token_file else None
-    config = ServerConfig(tls=tls, tokens=tokens, allow_insecure=allow_insecure)
+    config = ServerConfig(tls=tls, tokens=tokens, allow_insecure=allow_insecure, metrics_port=metrics_port)
     _check(host, comm_config(config))
     return config
 

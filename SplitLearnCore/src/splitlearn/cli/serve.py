@@ -35,6 +35,14 @@ def serve(
     tls_client_ca: ClientCA = None,
     token_file: TokenPath = None,
     allow_insecure: AllowInsecure = False,
+    metrics_port: Annotated[
+        int | None,
+        typer.Option(
+            min=0,
+            max=65535,
+            help="Port of /metrics for Prometheus, on this machine; 0 picks a free one. Default: none.",
+        ),
+    ] = None,
     log_level: Annotated[str, typer.Option(help="debug, info, warning or error.")] = "info",
 ) -> None:
     """Host the Trunk of a model until SIGINT or SIGTERM."""
@@ -51,6 +59,7 @@ def serve(
         client_ca=tls_client_ca,
         token_file=token_file,
         allow_insecure=allow_insecure,
+        metrics_port=metrics_port,
     )
     points, chosen_dtype = parse_split_points(split_points), parse_dtype(dtype)
     with blamed_on("--attn-implementation", attn_implementation):
@@ -65,5 +74,11 @@ def serve(
             revision=revision,
             config=config,
         )
-    # A program that starts this one waits for this line.
-    server.start(on_ready=lambda: print(f"listening at {server.address}", flush=True))
+
+    def tell() -> None:
+        # A program that starts this one waits for this line.
+        print(f"listening at {server.address}", flush=True)
+        if server.metrics_url:
+            print(f"metrics at {server.metrics_url}", flush=True)
+
+    server.start(on_ready=tell)
