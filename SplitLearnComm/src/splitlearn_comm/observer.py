@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import NamedTuple
 
 import grpc
 
@@ -35,8 +36,7 @@ def action_name(action: object) -> str:
     return _ACTIONS.get(type(action), "unknown")
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class StepSummary:
+class StepSummary(NamedTuple):
     """One message of a session and its answer, seen from one side."""
 
     action: str
