@@ -3,8 +3,14 @@
 import grpc
 import pytest
 
-from splitlearn_comm.client.failures import RETRY_RULES, translate
-from splitlearn_comm.errors import CODES, AddressInUseError, ServerUnavailableError
+from splitlearn_comm.client.failures import RETRY_RULES, is_retried, translate, worth_another_round
+from splitlearn_comm.errors import (
+    CODES,
+    AddressInUseError,
+    MessageTooLargeError,
+    ResourceExhaustedError,
+    ServerUnavailableError,
+)
 
 
 class Failed(grpc.RpcError):
@@ -37,3 +43,20 @@ def test_the_table_has_each_code_once_and_a_reason_for_each() -> None:
 def test_only_what_a_server_does_not_answer_is_retried() -> None:
     retried = {cls for cls, code in CODES.items() if RETRY_RULES[code].is_retried}
     assert retried == {ServerUnavailableError, AddressInUseError}  # the second is raised where a server starts
+
+
+def test_a_refusal_is_tried_again_only_where_the_server_said_when() -> None:
+    assert is_retried(ResourceExhaustedError("soon", retry_after_s=0.1))
+    assert not is_retried(ResourceExhaustedError("full"))
+    assert not is_retried(MessageTooLargeError("larger than max"))
+    assert [code for code, rule in RETRY_RULES.items() if rule.is_retried_if_told_when] == [
+        grpc.StatusCode.RESOURCE_EXHAUSTED
+    ]
+
+
+def test_of_several_replicas_the_one_that_said_when_is_waited_for_and_then_one_that_may_come_back() -> None:
+    soon, full = ResourceExhaustedError("soon", retry_after_s=0.1), ResourceExhaustedError("full")
+    away = ServerUnavailableError("away")
+    assert worth_another_round([away, soon, full]) is soon
+    assert worth_another_round([full, away]) is away
+    assert worth_another_round([full]) is full

@@ -321,7 +321,7 @@ class TestTokens:
 
     def test_a_client_cannot_take_anothers_session(self, server: GRPCComputeServer) -> None:
         with (
-            GRPCComputeClient(server.address, token=ALICE) as alice,
+            GRPCComputeClient(server.address, token=ALICE, retry=ONCE) as alice,
             grpc.insecure_channel(server.address) as channel,
             alice.session() as session,
         ):
@@ -339,7 +339,7 @@ class TestTokens:
         config = GRPCServerConfig(tokens=TokenFile(path))
         with (
             GRPCComputeServer(RunningSumHost(), port=0, config=config) as server,
-            GRPCComputeClient(server.address, token=ALICE) as alice,
+            GRPCComputeClient(server.address, token=ALICE, retry=ONCE) as alice,
             GRPCComputeClient(server.address, token=BOB) as bob,
             alice.session() as session,
         ):
@@ -356,7 +356,7 @@ class TestLimits:
         config = GRPCServerConfig(tokens=TOKENS, client_limits=ClientLimits(requests_per_s=200))
         with (
             GRPCComputeServer(RunningSumHost(), port=0, config=config) as server,
-            GRPCComputeClient(server.address, token=ALICE) as alice,
+            GRPCComputeClient(server.address, token=ALICE, retry=ONCE) as alice,
             GRPCComputeClient(server.address, token=BOB) as bob,
             bob.session() as good,
             alice.session() as wild,
@@ -381,7 +381,7 @@ class TestLimits:
         config = GRPCServerConfig(client_limits=ClientLimits(bytes_per_s=1e4))
         with (
             GRPCComputeServer(Identity(), port=0, config=config) as server,
-            GRPCComputeClient(server.address) as client,
+            GRPCComputeClient(server.address, retry=ONCE) as client,
         ):
             client.compute(torch.ones(10_000))
             with pytest.raises(ResourceExhaustedError, match="more bytes than 10000 a second") as refused:
@@ -393,7 +393,7 @@ class TestLimits:
         config = GRPCServerConfig(client_limits=ClientLimits(requests_per_s=20))
         with (
             GRPCComputeServer(RunningSumHost(), port=0, config=config) as server,
-            GRPCComputeClient(server.address) as client,
+            GRPCComputeClient(server.address, retry=ONCE) as client,
             client.session() as session,
         ):
             refusals = [error for _ in range(40) if (error := self._try_step(session)) is not None]
@@ -403,7 +403,7 @@ class TestLimits:
         config = GRPCServerConfig(client_limits=ClientLimits(bytes_per_s=1e5))
         with (
             GRPCComputeServer(Identity(), port=0, config=config) as server,
-            GRPCComputeClient(server.address) as client,
+            GRPCComputeClient(server.address, retry=ONCE) as client,
             client.session() as session,
         ):
             session.step(torch.ones(1, 1, 100_000))
@@ -414,7 +414,7 @@ class TestLimits:
         config = GRPCServerConfig(tokens=TOKENS, client_limits=ClientLimits(max_bytes_held=10_000))
         with (
             GRPCComputeServer(Identity(), port=0, config=config) as server,
-            GRPCComputeClient(server.address, token=ALICE) as alice,
+            GRPCComputeClient(server.address, token=ALICE, retry=ONCE) as alice,
             GRPCComputeClient(server.address, token=BOB) as bob,
         ):
             with alice.session() as first, alice.session() as second:
@@ -452,7 +452,7 @@ class TestLimits:
         config = GRPCServerConfig(tokens=TOKENS, client_limits=ClientLimits(max_calls=2))
         with (
             GRPCComputeServer(RunningSumHost(), port=0, config=config) as server,
-            GRPCComputeClient(server.address, token=ALICE) as alice,
+            GRPCComputeClient(server.address, token=ALICE, retry=ONCE) as alice,
             GRPCComputeClient(server.address, token=BOB) as bob,
             alice.session(),
         ):
@@ -474,7 +474,7 @@ class TestLimits:
         config = GRPCServerConfig(tokens=TOKENS, client_limits=ClientLimits(max_sessions=1))
         with (
             GRPCComputeServer(RunningSumHost(), port=0, config=config) as server,
-            GRPCComputeClient(server.address, token=ALICE) as alice,
+            GRPCComputeClient(server.address, token=ALICE, retry=ONCE) as alice,
             GRPCComputeClient(server.address, token=BOB) as bob,
             bob.session(),
         ):
@@ -487,7 +487,7 @@ class TestLimits:
         with (
             GRPCComputeServer(RunningSumHost(), port=0, config=config) as server,
             GRPCComputeClient(server.address, token=BOB) as bob,
-            GRPCComputeClient(server.address, token="a-secret-of-nobody") as nobody,
+            GRPCComputeClient(server.address, token="a-secret-of-nobody", retry=ONCE) as nobody,
         ):
             kinds = set()
             for _ in range(30):

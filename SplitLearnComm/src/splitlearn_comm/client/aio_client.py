@@ -21,14 +21,14 @@ from splitlearn_comm.client.chooser import CodecChooser, Reply
 from splitlearn_comm.client.course import SessionCourse
 from splitlearn_comm.client.cursor import SessionCursor
 from splitlearn_comm.client.deadline import Deadline
-from splitlearn_comm.client.failures import translate
+from splitlearn_comm.client.failures import translate, worth_another_round
 from splitlearn_comm.client.replicas import ReplicaBook
 from splitlearn_comm.client.retry import ONCE
 from splitlearn_comm.client.settings import ClientOptions, ClientSettings, check_size
 from splitlearn_comm.client.statistics import ClientStatistics
 from splitlearn_comm.client.watching import WatchedCall
 from splitlearn_comm.codec import AutoCodec, CodecChoice
-from splitlearn_comm.errors import ServerUnavailableError
+from splitlearn_comm.errors import CommError, ResourceExhaustedError, ServerUnavailableError
 from splitlearn_comm.framing import calls, service
 from splitlearn_comm.messages import ComputeCall, KVEntries, ServiceInfo
 
@@ -167,15 +167,14 @@ class AsyncComputeClient:
         return await retry.execute_async(lambda: self._try_each(path, message, deadline), deadline)
 
     async def _try_each(self, path: str, message: bytes, deadline: Deadline) -> bytes:
-        """The answer of the first server that can be reached."""
-        last: ServerUnavailableError | None = None
+        """The answer of the first server that can be reached and has room."""
+        failures: list[CommError] = []
         for address in self._book.order(time.monotonic()):
             try:
                 return await self._try(address, path, message, deadline)
-            except ServerUnavailableError as error:
-                last = error
-        assert last is not None, "the book names one server at least"
-        raise last
+            except (ServerUnavailableError, ResourceExhaustedError) as error:
+                failures.append(error)
+        raise worth_another_round(failures)
 
     async def _try(self, address: str, path: str, message: bytes, deadline: Deadline) -> bytes:
         try:

@@ -18,7 +18,7 @@ from splitlearn_comm.client.chooser import CodecChooser, Reply
 from splitlearn_comm.client.course import SessionCourse
 from splitlearn_comm.client.cursor import SessionCursor
 from splitlearn_comm.client.deadline import Deadline
-from splitlearn_comm.client.failures import translate
+from splitlearn_comm.client.failures import translate, worth_another_round
 from splitlearn_comm.client.replicas import ReplicaBook
 from splitlearn_comm.client.retry import ONCE
 from splitlearn_comm.client.session import ClientSession
@@ -28,7 +28,7 @@ from splitlearn_comm.client.stream import SyncStream
 from splitlearn_comm.client.watch import DeadlineWatch
 from splitlearn_comm.client.watching import WatchedCall
 from splitlearn_comm.codec import AutoCodec, CodecChoice
-from splitlearn_comm.errors import ServerUnavailableError
+from splitlearn_comm.errors import CommError, ResourceExhaustedError, ServerUnavailableError
 from splitlearn_comm.framing import calls, service
 from splitlearn_comm.messages import ComputeCall, KVEntries, ServiceInfo
 
@@ -200,15 +200,14 @@ class GRPCComputeClient:
         return retry.execute(lambda: self._try_each(path, message, deadline), deadline)
 
     def _try_each(self, path: str, message: bytes, deadline: Deadline) -> bytes:
-        """The answer of the first server that can be reached."""
-        last: ServerUnavailableError | None = None
+        """The answer of the first server that can be reached and has room."""
+        failures: list[CommError] = []
         for address in self._book.order(time.monotonic()):
             try:
                 return self._try(address, path, message, deadline)
-            except ServerUnavailableError as error:
-                last = error
-        assert last is not None, "the book names one server at least"
-        raise last
+            except (ServerUnavailableError, ResourceExhaustedError) as error:
+                failures.append(error)
+        raise worth_another_round(failures)
 
     def _try(self, address: str, path: str, message: bytes, deadline: Deadline) -> bytes:
         try:

@@ -13,9 +13,10 @@ from typing import Any
 
 from splitlearn_comm.client.cursor import SessionCursor
 from splitlearn_comm.client.deadline import Deadline
+from splitlearn_comm.client.failures import is_retried, worth_another_round
 from splitlearn_comm.client.replicas import ReplicaBook
 from splitlearn_comm.client.statistics import ClientStatistics
-from splitlearn_comm.errors import CommError, ResourceExhaustedError, ServerUnavailableError, SessionNotFoundError
+from splitlearn_comm.errors import CommError, ResourceExhaustedError, ServerUnavailableError
 from splitlearn_comm.framing.chunks import Outgoing
 from splitlearn_comm.framing.steps import Answer
 from splitlearn_comm.messages import SessionState
@@ -89,6 +90,8 @@ class SessionCourse:
         self._is_connected = False
         self._should_move = False
         self._can_move = True
+        self._busy: ResourceExhaustedError | None = None
+        self._busy_until_s = 0.0
 
     def open(self, deadline: Deadline) -> Course:
         """Open the session; the answer is that of the server to the last message of it.
@@ -112,56 +115,91 @@ class SessionCourse:
         while True:
             was_connected = self._is_connected
             try:
+                if message is None or not self._is_connected:
+                    answer = yield from self._connect(deadline)
+                    if not self._is_connected:
+                        return answer
                 if self._should_move:
                     yield from self._move()
-                if message is None or not self._is_connected:
-                    answer = yield from self._connect()
                 if message is not None:
                     answer = yield Exchange(message, self._cursor.step_id + 1)
-                    self._note(answer)
+                    if answer.draining or answer.error is not None:
+                        answer = yield from self._heed(answer, message, deadline)
                 return answer
-            except ServerUnavailableError as error:
+            except CommError as error:
+                if not is_retried(error):
+                    raise
                 self._lose_connection()
-                delay_s = self._cursor.delay_after(error, attempt, deadline, may_retry=self._book.may_retry())
+                delay_s = self._delay_after(error, attempt, deadline)
                 # A stream that broke says nothing about the next one: that is tried at once.
-                if not (was_connected and attempt == 1):
+                if not (was_connected and attempt == 1 and isinstance(error, ServerUnavailableError)):
                     yield Wait(delay_s)
             attempt += 1
 
-    def _note(self, answer: Answer) -> None:
-        if answer.draining and self._book.has_others and self._can_move:
+    def _delay_after(self, error: CommError, attempt: int, deadline: Deadline) -> float:
+        return self._cursor.delay_after(error, attempt, deadline, may_retry=self._book.may_retry())
+
+    def _told_delay_s(self, answer: Answer, attempt: int, deadline: Deadline) -> float | None:
+        """Seconds after which the same may be asked again, where the server said so; None if it is not to be."""
+        if not isinstance(answer.error, ResourceExhaustedError):
+            return None
+        try:
+            return self._delay_after(answer.error, attempt, deadline)
+        except ResourceExhaustedError:
+            return None
+
+    def _heed(self, answer: Answer, message: Outgoing, deadline: Deadline) -> Course:
+        """Do what an answer says beside its result: that the server drains, or that it refuses the step."""
+        attempt = 1
+        while (delay_s := self._told_delay_s(answer, attempt, deadline)) is not None:
+            yield Pause(delay_s)
+            answer = yield Exchange(message, self._cursor.step_id + 1)
+            attempt += 1
+        if answer.error is not None:
+            # Were the message doubled on its way, a second refusal would follow, and the step might even be done: the
+            # next one goes over a stream of its own, and what comes over this one is nobody's.
+            self._cursor.note_refusal(answer.error)
+            self._note_busy(answer.error)
+            self._is_connected = False
+        elif answer.draining and self._book.has_others and self._can_move:
             self._should_move = True
+        return answer
+
+    def _note_busy(self, error: CommError) -> None:
+        if isinstance(error, ResourceExhaustedError) and error.retry_after_s is not None:
+            self._busy, self._busy_until_s = error, time.monotonic() + error.retry_after_s
 
     def _lose_connection(self) -> None:
         self._statistics.retries += 1
         self._is_connected = False
 
-    def _connect(self) -> Course:
-        """Open, resume or rebuild the session at the first server where that works."""
-        unreachable: ServerUnavailableError | None = None
-        full: ResourceExhaustedError | None = None
+    def _connect(self, deadline: Deadline) -> Course:
+        """Open, resume or rebuild the session at the first server where that works; or a refusal that changes nothing.
+
+        Raises:
+            CommError: It works nowhere, or not any more.
+        """
+        failures: list[CommError] = []
         for address in self._candidates():
             try:
                 if self._cursor.must_choose:
                     self._cursor.take_choice((yield Choose(address)))
-                yield Connect(address)
-                answer = yield from self._take_up(address)
+                answer = yield from self._take_up(address, deadline)
             except ServerUnavailableError as error:
                 self._book.failed(address, time.monotonic(), error)
-                unreachable = error
+                failures.append(error)
             except ResourceExhaustedError as error:
-                full = error
+                failures.append(error)
             else:
-                self._arrive(address)
+                # Busy, it keeps the session: that is asked for again later, and not rebuilt elsewhere.
+                if answer.error is None:
+                    self._arrive(address)
                 return answer
-        # One that could not be reached may come back, and is worth another round; those without room have said no.
-        last = unreachable or full
-        assert last is not None, "there is a candidate"
-        raise last
+        raise worth_another_round(failures)
 
     def _arrive(self, address: str) -> None:
         self._book.succeeded(address)
-        self._cursor.home, self._is_connected = address, True
+        self._cursor.home, self._is_connected, self._should_move = address, True, False
 
     def _candidates(self) -> list[str]:
         home = self._cursor.home
@@ -169,23 +207,24 @@ class SessionCourse:
             return self._book.order(time.monotonic(), first=home)
         return [home]  # only the server that has the session's state can go on with it
 
-    def _take_up(self, address: str) -> Course:
+    def _take_up(self, address: str, deadline: Deadline) -> Course:
         cursor = self._cursor
         if cursor.was_opened and address == cursor.home:
-            resumed: Answer = yield Exchange(cursor.open_message(resume=True))
-            is_there = resumed.error is None and cursor.is_whole(resumed)
-            is_lost = isinstance(resumed.error, SessionNotFoundError) or (resumed.error is None and not is_there)
-            if is_there or not (is_lost and cursor.can_go_elsewhere):
+            resumed = yield from self._resume(address, deadline)
+            if isinstance(resumed.error, ResourceExhaustedError):
+                self._is_connected = False
+                return resumed
+            if not cursor.is_lost(resumed):
                 cursor.take_opened(resumed)
                 return resumed
-            yield Connect(address)
+        yield Connect(address)
         was_opened = cursor.was_opened
         # Until it is whole again no server has this session: an attempt that breaks half-way is not resumed.
         home, cursor.home, name = cursor.home, None, cursor.session_id
         try:
             opened = yield from self._open_anew()
             if was_opened and cursor.step_id:
-                yield from self._rebuild()
+                yield from self._rebuild(deadline)
         except BaseException:
             if home != address:
                 # Another did not take it; the one before may still have it, under the name it had there.
@@ -193,13 +232,39 @@ class SessionCourse:
             raise
         return opened
 
+    def _resume(self, address: str, deadline: Deadline) -> Course:
+        """Ask the server that has the session to go on with it; where it is too busy, as often as may be."""
+        attempt = 1
+        # The server would not have read the stream that was left before; a new one must not come sooner.
+        wait_s = self._busy_until_s - time.monotonic()
+        if wait_s > 0:
+            if not deadline.allows(wait_s):
+                return self._refused(self._busy)
+            yield Wait(wait_s)
+        while True:
+            yield Connect(address)
+            try:
+                answer: Answer = yield Exchange(self._cursor.open_message(resume=True))
+            except ResourceExhaustedError as error:
+                answer = self._refused(error)
+            delay_s = self._told_delay_s(answer, attempt, deadline)
+            if delay_s is None:
+                if answer.error is not None:
+                    self._note_busy(answer.error)
+                return answer
+            yield Wait(delay_s)
+            attempt += 1
+
+    def _refused(self, error: CommError | None) -> Answer:
+        return Answer(self._cursor.step_id, self._cursor.position, error=error)
+
     def _open_anew(self) -> Course:
         self._cursor.begin_anew()
         opened: Answer = yield Exchange(self._cursor.open_message(resume=False))
         self._cursor.take_opened(opened)
         return opened
 
-    def _rebuild(self) -> Generator[Effect, Any, None]:
+    def _rebuild(self, deadline: Deadline) -> Generator[Effect, Any, None]:
         """Bring a new session to where the old one was, by saying everything again."""
         if not self._cursor.is_stateful:
             yield from self._import(None)
@@ -207,9 +272,12 @@ class SessionCourse:
         self._statistics.failovers += 1
         for number, message in enumerate(self._cursor.history, start=1):
             answer: Answer = yield Exchange(message, number)
-            while isinstance(answer.error, ResourceExhaustedError) and answer.error.retry_after_s is not None:
+            while isinstance(answer.error, ResourceExhaustedError):
                 # It all comes at once, faster than it was said the first time.
-                yield Pause(answer.error.retry_after_s)
+                told_s = answer.error.retry_after_s
+                if told_s is None or not deadline.allows(told_s):
+                    break
+                yield Pause(told_s)
                 answer = yield Exchange(message, number)
             if answer.error is not None:
                 raise answer.error

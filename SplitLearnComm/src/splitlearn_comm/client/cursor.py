@@ -17,7 +17,14 @@ from splitlearn_comm.client.settings import ClientSettings, check_size
 from splitlearn_comm.client.statistics import StepBreakdown
 from splitlearn_comm.client.watching import WatchedSession
 from splitlearn_comm.codec import CodecChoice
-from splitlearn_comm.errors import CommError, InvalidRequestError, ServerUnavailableError, SessionNotFoundError
+from splitlearn_comm.errors import (
+    CommError,
+    InvalidRequestError,
+    ResourceExhaustedError,
+    ServerUnavailableError,
+    SessionNotFoundError,
+    StepOrderError,
+)
 from splitlearn_comm.framing import steps
 from splitlearn_comm.framing.assembly import Packing
 from splitlearn_comm.framing.chunks import CHUNK_BYTES, Outgoing
@@ -53,6 +60,7 @@ class SessionCursor:
         self._action: Action | None = None
         self._message: Outgoing = b""
         self._over: CommError | None = None
+        self._refused: CommError | None = None
         self._began_s = 0.0
         self.watched = None if settings.observer is None else WatchedSession(settings.observer)
 
@@ -87,9 +95,32 @@ class SessionCursor:
             self._generation += 1
             self.session_id = f"{self._base_id}.{self._generation}"
 
-    def is_whole(self, resumed: steps.Answer) -> bool:
-        """Whether the session that a server has is this one: what it did last is the last step here, or the next."""
-        return resumed.step_id in (self.step_id, self.step_id + 1)
+    def note_refusal(self, error: CommError) -> None:
+        """Note that the next step was refused: from here on, until a stream is opened, none is under way."""
+        self._refused = error
+
+    def is_lost(self, resumed: steps.Answer) -> bool:
+        """Whether the server that was asked to go on with the session has it no more, and it has to be rebuilt.
+
+        Raises:
+            CommError: It cannot be rebuilt, the server refuses for another reason, or what was refused last has ended
+                the session.
+        """
+        if resumed.error is None and self._is_whole(resumed):
+            return False
+        was_ended = self._refused is not None and not isinstance(self._refused, ResourceExhaustedError)
+        if resumed.error is not None and (was_ended or not isinstance(resumed.error, SessionNotFoundError)):
+            raise resumed.error
+        if not self.can_go_elsewhere:
+            raise resumed.error or StepOrderError(
+                f"the server has done {resumed.step_id} steps of session {self.session_id}, expected {self.step_id}; "
+                f"open a new session and send the whole sequence again"
+            )
+        return True
+
+    def _is_whole(self, resumed: steps.Answer) -> bool:
+        # The step under way may be done. One that was refused may not: a repeat of its message on the way did that.
+        return resumed.step_id == self.step_id or (resumed.step_id == self.step_id + 1 and self._refused is None)
 
     def metadata(self) -> Metadata:
         """What goes with a stream of the session."""
@@ -123,7 +154,7 @@ class SessionCursor:
             raise answer.error
         if answer.opened is None:
             raise InvalidRequestError("the server answered an open with something else")
-        self.was_opened = True
+        self.was_opened, self._refused = True, None
         # From here on only servers of the same will do.
         self._expected_fingerprint = self._expected_fingerprint or answer.opened.fingerprint or None
         if not answer.opened.stateful and self.is_stateful:
@@ -181,10 +212,8 @@ class SessionCursor:
                 bytes_received=answer.num_bytes,
             )
 
-    def delay_after(
-        self, error: ServerUnavailableError, attempt: int, deadline: Deadline, *, may_retry: bool = True
-    ) -> float:
-        """Seconds to wait before the session is tried again; raises when there is no hope left."""
+    def delay_after(self, error: CommError, attempt: int, deadline: Deadline, *, may_retry: bool = True) -> float:
+        """Seconds to wait before the session is tried again; raises when it would be of no use."""
         try:
             if not may_retry:
                 raise error
@@ -210,4 +239,6 @@ class SessionCursor:
 
 def is_stale(answer: steps.Answer, step_id: int) -> bool:
     """Whether an answer belongs to a message before this step: a network that repeats messages makes two answers."""
-    return step_id > 0 and answer.error is None and (answer.opened is not None or answer.step_id < step_id)
+    if answer.error is not None:
+        return 0 < answer.step_id < step_id
+    return step_id > 0 and (answer.opened is not None or answer.step_id < step_id)

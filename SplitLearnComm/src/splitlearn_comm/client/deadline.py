@@ -30,6 +30,10 @@ class Deadline:
             raise self.exceeded()
         return left_s
 
+    def allows(self, delay_s: float) -> bool:
+        """Whether something may still be done after so many seconds."""
+        return time.monotonic() + delay_s < self.at_s
+
     def exceeded(self) -> DeadlineExceededError:
         """The error to raise when it has passed."""
         return DeadlineExceededError(

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Final
 
@@ -27,6 +27,8 @@ class RetryRule:
 
     is_retried: bool
     reason: str
+    is_retried_if_told_when: bool = False
+    """Whether it is asked for again where the server has said after how long."""
 
 
 _Code = grpc.StatusCode
@@ -34,7 +36,9 @@ RETRY_RULES: Final[Mapping[grpc.StatusCode, RetryRule]] = {
     _Code.UNAVAILABLE: RetryRule(True, "the server is gone, starting or stopping; another, or it itself, may be there"),
     _Code.CANCELLED: RetryRule(True, "the connection ended under the call; nobody here cancelled it"),
     _Code.DEADLINE_EXCEEDED: RetryRule(False, "the time was given for all attempts together, and it is over"),
-    _Code.RESOURCE_EXHAUSTED: RetryRule(False, "the caller knows what it can do without; retry_after_s says when"),
+    _Code.RESOURCE_EXHAUSTED: RetryRule(
+        False, "it was refused and not done; without retry_after_s the caller knows what it can do without", True
+    ),
     _Code.NOT_FOUND: RetryRule(False, "the same call finds nothing again; a lost session is rebuilt instead"),
     _Code.FAILED_PRECONDITION: RetryRule(False, "the two ends do not agree, on the model or on the step"),
     _Code.INVALID_ARGUMENT: RetryRule(False, "the request itself is wrong"),
@@ -48,8 +52,23 @@ RETRY_RULES: Final[Mapping[grpc.StatusCode, RetryRule]] = {
     _Code.ALREADY_EXISTS: RetryRule(False, "no server of this package says it"),
     _Code.DATA_LOSS: RetryRule(False, "no server of this package says it"),
 }
-"""Which failures are tried again: those that become a `ServerUnavailableError`. Whatever is retried is safe to repeat:
-a call keeps nothing, and a step that was done is answered from memory."""
+"""Which failures are tried again: those that become a `ServerUnavailableError`, and refusals that say when to come
+back. Whatever is retried is safe to repeat: a call keeps nothing, and a step that was done is answered from memory."""
+
+
+def is_retried(error: CommError) -> bool:
+    """Whether the same may be asked for again after this error, as the table says."""
+    rule = RETRY_RULES[error.code]
+    is_told = isinstance(error, ResourceExhaustedError) and error.retry_after_s is not None
+    return rule.is_retried or (rule.is_retried_if_told_when and is_told)
+
+
+def worth_another_round(failures: Sequence[CommError]) -> CommError:
+    """The one, of the failures of all replicas, that says when to ask again: a server that told when comes first, then
+    one that may come back; those that have no room have said no."""
+    return next((e for e in failures if isinstance(e, ResourceExhaustedError) and is_retried(e)), None) or next(
+        (e for e in failures if is_retried(e)), failures[-1]
+    )
 
 
 def translate(error: grpc.RpcError, address: str, timeout_s: float) -> CommError:

@@ -11,15 +11,16 @@ from dataclasses import dataclass
 from typing import TypeVar
 
 from splitlearn_comm.client.deadline import Deadline
-from splitlearn_comm.errors import ServerUnavailableError
+from splitlearn_comm.client.failures import is_retried
+from splitlearn_comm.errors import CommError, ResourceExhaustedError
 
 T = TypeVar("T")
 
 
 class RetryStrategy(ABC):
-    """Decides how often something is tried again when the server cannot be reached.
+    """Decides how often something is tried again when the server cannot be reached, or says when to come back.
 
-    Only `ServerUnavailableError` is retried: every other error would come again.
+    Only what `RETRY_RULES` names is retried: every other error would come again.
     """
 
     @abstractmethod
@@ -34,10 +35,21 @@ class RetryStrategy(ABC):
             The delay, None to give up.
         """
 
-    def delay_after(self, error: ServerUnavailableError, attempt: int, deadline: Deadline | None = None) -> float:
-        """Seconds to wait after this failure; raises it when it was the last or the deadline would pass."""
-        delay_s = self.next_delay_s(attempt, random.random())
-        if delay_s is None or (deadline is not None and time.monotonic() + delay_s >= deadline.at_s):
+    def delay_after(self, error: CommError, attempt: int, deadline: Deadline | None = None) -> float:
+        """Seconds to wait after this failure; as long as the server said, where it has.
+
+        Args:
+            error: The failure.
+            attempt: Which attempt it was, from 1.
+            deadline: When all has to be over; None if there is no hurry.
+
+        Raises:
+            CommError: The failure: it would come again, was the last attempt, or the deadline would pass.
+        """
+        delay_s = self.next_delay_s(attempt, random.random()) if is_retried(error) else None
+        if delay_s is not None and isinstance(error, ResourceExhaustedError):
+            delay_s = error.retry_after_s
+        if delay_s is None or (deadline is not None and not deadline.allows(delay_s)):
             raise error
         return delay_s
 
@@ -47,7 +59,7 @@ class RetryStrategy(ABC):
         while True:
             try:
                 return func()
-            except ServerUnavailableError as error:
+            except CommError as error:
                 time.sleep(self.delay_after(error, attempt, deadline))
             attempt += 1
 
@@ -57,7 +69,7 @@ class RetryStrategy(ABC):
         while True:
             try:
                 return await func()
-            except ServerUnavailableError as error:
+            except CommError as error:
                 await asyncio.sleep(self.delay_after(error, attempt, deadline))
             attempt += 1
 

@@ -134,7 +134,8 @@ class ClientSession:
             return
         try:
             if is_polite:
-                number = self._cursor.step_id + 1
+                # Higher than that of any step: a second answer to the last one is not taken for the answer to this.
+                number = self._cursor.step_id + 2
                 with contextlib.suppress(CommError):
                     stream.exchange(steps.encode_close(number), Deadline.after(CLOSE_TIMEOUT_S), number)
         finally:

@@ -17,7 +17,7 @@ class ClientStatistics:
     """Bytes of messages received, without what HTTP/2 adds."""
 
     retries: int = 0
-    """Times a session's connection broke or could not be made, and was tried again."""
+    """Times a session's connection broke, or could not be made or was refused for now, and was tried again."""
     failovers: int = 0
     """Sessions that were rebuilt at a server, from what they had sent, because they were lost."""
     replayed_steps: int = 0

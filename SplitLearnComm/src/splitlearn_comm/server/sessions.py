@@ -208,7 +208,11 @@ class SessionService:
                 stream.pending_bytes += len(data)
                 return None
             step_id, position = request.step_id, request.position
-            stream.meter.admit(self._clock())
+            if stream.attachment or not _takes_up(request):
+                stream.meter.admit(self._clock())
+            else:
+                # Its client left another stream behind a refusal: it would spend on this what it has waited for.
+                stream.meter.release()
             reply = await self._do(stream, request)
         except Exception as error:
             self._statistics.refusals += 1
@@ -431,6 +435,11 @@ def _summary(
         bytes_received=pending_bytes + bytes_received,
         bytes_sent=bytes_sent,
     )
+
+
+def _takes_up(request: steps.Request) -> bool:
+    """Whether a message goes on with a session on a new stream."""
+    return isinstance(request.action, steps.Open) and request.action.resume
 
 
 def effect_of(action: Action) -> Effect:
