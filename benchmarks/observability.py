@@ -125,5 +125,5 @@ def main(num_pairs: int) -> None:
 
 if __name__ == "__main__":
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--pairs", type=int, default=401, help="interleaved pairs (at least 7)")
+    parser.add_argument("--pairs", type=int, default=601, help="interleaved pairs (at least 7)")
     main(parser.parse_args().pairs)
