@@ -6,7 +6,7 @@ import logging
 import pytest
 import torch
 
-from splitlearn_comm import AsyncComputeClient, GRPCComputeServer
+from splitlearn_comm import AsyncComputeClient, ClientLimits, GRPCComputeServer, GRPCServerConfig
 from splitlearn_comm.codec import AutoCodec, CodecChoice, CodecPlan, registry
 from splitlearn_comm.messages import Codecs
 from splitlearn_comm.quickstart import Client
@@ -130,6 +130,15 @@ def test_a_server_that_takes_any_tensor_wants_a_sample() -> None:
             client.session()
         with Client(server.address, codec=AutoCodec(sample=torch.ones(9))) as client, client.session() as session:
             assert torch.equal(session.step(torch.ones(1, 2)), torch.ones(1, 2))
+
+
+def test_a_client_that_may_send_little_chooses_from_what_it_could_see_and_opens() -> None:
+    limits = ClientLimits(bytes_per_s=60_000.0)
+    with GRPCComputeServer(RunningSumHost(), port=0, config=GRPCServerConfig(client_limits=limits)) as server:
+        for choice in chosen_by_both(server.address, AutoCodec(sample=HIDDEN_BTH)):
+            assert choice is not None
+        assert server.statistics().sessions_opened == 2
+        assert server.statistics().bytes_received < 2 * 300_000
 
 
 def test_without_auto_nothing_is_asked() -> None:

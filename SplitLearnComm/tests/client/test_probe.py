@@ -45,3 +45,14 @@ def test_no_difference_is_no_bound() -> None:
 
 def test_an_answer_that_leaves_the_padding_out_counts_one_way() -> None:
     assert probed(lambda num_bytes: 0.001 + num_bytes / 2 / 1e6, ways=1)[0] == pytest.approx(1e6, rel=0.01)
+
+
+def test_where_the_server_takes_no_more_what_was_found_has_to_do() -> None:
+    probe = measure_bandwidth()
+    size, measured = next(probe), math.nan
+    try:
+        while True:
+            size = probe.send(None if size > 4096 else Echo(0.001 + 2 * size / 1e6, 2 * size))
+    except StopIteration as end:
+        measured = end.value
+    assert measured == pytest.approx(1e6, rel=0.01)

@@ -53,7 +53,8 @@ class SplitModelForCausalLM:
             attn_implementation: as in transformers; None for what the model prefers.
             revision: branch, tag or commit on the hub.
             connection: options of the connection to a server, as `splitlearn_comm.GRPCComputeClient` takes them:
-                `{"token": ..., "tls": ClientTLS(ca=...), "timeout_s": ...}`.
+                `{"token": ..., "tls": ClientTLS(ca=...), "timeout_s": ...}`. With `{"codec": "auto", "max_kl": 1e-3}`
+                what each codec loses is measured here, on a short text.
 
         Raises:
             CheckpointError: no such checkpoint, or its weights are missing or truncated.
@@ -64,6 +65,7 @@ class SplitModelForCausalLM:
             MissingPackageError: a trunk on a server needs SplitLearnComm, and it is not installed.
             AuthenticationError: (of splitlearn_comm) the server wants a token, and this is none it knows.
             AddressError: an address without a port.
+            UnsupportedOptionError: `max_kl` for a checkpoint without a tokenizer.
             TypeError: `trunk` is none of these, or `connection` was given without an address or has unknown options.
         """
         load = partial(
@@ -81,7 +83,10 @@ class SplitModelForCausalLM:
             return load(trunk=trunk)
         port = connect(trunk, connection)
         try:
+            text = port.text_to_measure(model_id, revision)
             model = load(trunk=port)
+            if text is not None:
+                port.measure_losses(model, text)
         except BaseException:
             port.close()
             raise

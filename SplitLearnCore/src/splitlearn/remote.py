@@ -10,9 +10,19 @@ from typing import Any, NoReturn, Self, Unpack
 
 import torch
 
+from splitlearn.wire_loss import measure_losses, sample_text, with_losses
 from splitlearn_comm import GRPCComputeClient, ServiceInfo
 from splitlearn_comm.client import ClientOptions, ClientSession
-from splitlearn_core import SplitPoints, TrunkInfo, TrunkMismatchError, TrunkPort, TrunkSession, UnsupportedOptionError
+from splitlearn_comm.codec import CodecChoice
+from splitlearn_core import (
+    SplitModel,
+    SplitPoints,
+    TrunkInfo,
+    TrunkMismatchError,
+    TrunkPort,
+    TrunkSession,
+    UnsupportedOptionError,
+)
 
 TRAINING_REFUSED = (
     "no gradient crosses the wire in this version: call model.eval() and torch.no_grad(), or leave trunk= out to have "
@@ -27,13 +37,16 @@ class RemoteTrunk(TrunkPort):
 
     Args:
         client: connected to a server that hosts a trunk; closed together with this port.
+        losses: where the client looks up what each lossy codec costs, to be filled by `measure_losses`; None for a
+            client that needs no such thing.
 
     Raises:
         TrunkMismatchError: what the server hosts is no trunk.
     """
 
-    def __init__(self, client: GRPCComputeClient) -> None:
+    def __init__(self, client: GRPCComputeClient, losses: dict[str, float] | None = None) -> None:
         self._client = client
+        self._losses = losses
         self._info = trunk_info(client.get_info())
         # Said again with every session and call: another server may listen at this address by then.
         self._service_fingerprint = client.get_info().fingerprint
@@ -43,13 +56,17 @@ class RemoteTrunk(TrunkPort):
     def connect(cls, address: str | Sequence[str], **options: Unpack[ClientOptions]) -> Self:
         """Connect to a server by its address `"host:port"`, or to several that host the same trunk.
 
-        A session that loses its server goes on at another of them. The options are those of `GRPCComputeClient`.
+        A session that loses its server goes on at another of them. The options are those of `GRPCComputeClient`; with
+        codec "auto" and `max_kl` nothing lossy is chosen before `measure_losses`.
 
         Raises:
             ServerUnavailableError: nothing answers there.
             TrunkMismatchError: what answers there is no trunk.
         """
-        return cls(GRPCComputeClient(address, **options))
+        losses: dict[str, float] = {}
+        measured = with_losses(options, losses)
+        client = GRPCComputeClient(address, **(measured or options))
+        return cls(client, None if measured is None else losses)
 
     @property
     def info(self) -> TrunkInfo:
@@ -84,6 +101,23 @@ class RemoteTrunk(TrunkPort):
         self._free_abandoned()
         session = self._client.session(expected_fingerprint=self._service_fingerprint)
         return RemoteTrunkSession(session, self._info.dtype, self._abandoned)
+
+    def text_to_measure(self, model_id: str, revision: str | None) -> torch.Tensor | None:
+        """Return the token ids [1, T] to measure losses on; None where none are needed.
+
+        Raises:
+            UnsupportedOptionError: they are, and the checkpoint has no tokenizer.
+        """
+        return None if self._losses is None else sample_text(model_id, revision)
+
+    def measure_losses(self, model: SplitModel, ids_1T: torch.Tensor) -> None:
+        """Find out what each lossy codec costs a model whose trunk this is, on a text [1, T]; one call of the trunk."""
+        assert self._losses is not None, "asked only where text_to_measure gives a text"
+        self._losses.update(measure_losses(model, ids_1T, self._client.get_info().codecs))
+
+    def codec_choices(self) -> dict[str, CodecChoice]:
+        """Return what codec "auto" has chosen up to now, and why, by the address of the server."""
+        return self._client.codec_choices()
 
     def wire_bytes(self) -> int:
         """Return the bytes of all messages sent and received so far, without what HTTP/2 adds."""

@@ -17,8 +17,8 @@ import torch
 import splitlearn_comm.protocol as protocol
 from splitlearn_comm.client.aio_session import AsyncClientSession
 from splitlearn_comm.client.aio_stream import AsyncStream
-from splitlearn_comm.client.chooser import CodecChooser, Reply
-from splitlearn_comm.client.course import SessionCourse
+from splitlearn_comm.client.chooser import CodecChooser, Question, Reply
+from splitlearn_comm.client.course import Pause, SessionCourse
 from splitlearn_comm.client.cursor import SessionCursor
 from splitlearn_comm.client.deadline import Deadline
 from splitlearn_comm.client.failures import translate, worth_another_round
@@ -203,14 +203,25 @@ class AsyncComputeClient:
         async with self._choosing:  # what two measure at the same time is half of what there is
             asking = self._chooser.choosing(address)
             try:
-                question = next(asking)
+                effect = next(asking)
                 while True:
-                    began_s = time.perf_counter()
-                    reply = await self._ask(address, question.path, question.message, deadline)
-                    question = asking.send(Reply(reply, time.perf_counter() - began_s))
+                    try:
+                        result = await self._perform(effect, address, deadline)
+                    except CommError as error:
+                        effect = asking.throw(error)
+                    else:
+                        effect = asking.send(result)
             except StopIteration as end:
                 choice: CodecChoice = end.value
                 return choice
+
+    async def _perform(self, effect: Question | Pause, address: str, deadline: Deadline) -> Reply | None:
+        if isinstance(effect, Pause):
+            await asyncio.sleep(effect.seconds)
+            return None
+        began_s = time.perf_counter()
+        message = await self._ask(address, effect.path, effect.message, deadline)
+        return Reply(message, time.perf_counter() - began_s)
 
     def _open_stream(self, cursor: SessionCursor, address: str) -> AsyncStream:
         method: Any = self._channels[address].stream_stream(protocol.SESSION, None, None)

@@ -10,10 +10,13 @@ import logging
 import os
 from collections.abc import Generator
 from dataclasses import dataclass
+from typing import Any
 
 import splitlearn_comm.protocol as protocol
+from splitlearn_comm.client.course import Pause
 from splitlearn_comm.client.probe import Echo, measure_bandwidth
 from splitlearn_comm.codec import AutoCodec, CodecChoice, CodecCost, choose_codec
+from splitlearn_comm.errors import ResourceExhaustedError
 from splitlearn_comm.framing import service
 from splitlearn_comm.messages import ServiceInfo
 
@@ -36,7 +39,8 @@ class Reply:
     seconds: float
 
 
-Asking = Generator[Question, Reply, CodecChoice]
+Asking = Generator[Question | Pause, Any, CodecChoice]
+"""What a client does; it sends back the `Reply` to a question, or throws in the `CommError` with which it failed."""
 
 
 class CodecChooser:
@@ -59,11 +63,12 @@ class CodecChooser:
         """Choose for a server, unless that is done: yields what to ask it, is sent what came back.
 
         Raises:
+            CommError: The server cannot be asked.
             ValueError: The server does not say what tensors it takes, and there is no sample of them.
         """
         if (choice := self._choices.get(address)) is not None:
             return choice
-        answer = yield Question(protocol.GET_SERVICE_INFO, b"")
+        answer: Reply = yield Question(protocol.GET_SERVICE_INFO, b"")
         costs = self._costs_for(service.decode_info(answer.message))
         bandwidth = yield from _asking_bandwidth()
         choice = choose_codec(costs, bandwidth_bytes_per_s=bandwidth, max_kl=self._auto.max_kl, kl=self._auto.kl)
@@ -79,16 +84,22 @@ class CodecChooser:
         return costs
 
 
-def _asking_bandwidth() -> Generator[Question, Reply, float]:
+def _asking_bandwidth() -> Generator[Question | Pause, Any, float]:
     probe = measure_bandwidth()
     try:
         size = next(probe)
         while True:
             # Random: whatever compresses on the way would make zeros look fast.
             question = service.encode_health_question(os.urandom(size))
-            reply = yield Question(protocol.HEALTH_CHECK, question)
-            back = len(service.decode_health_padding(reply.message))
-            size = probe.send(Echo(reply.seconds, size + back))
+            try:
+                reply: Reply = yield Question(protocol.HEALTH_CHECK, question)
+            except ResourceExhaustedError as error:
+                # This client may not send so fast; what comes next would be refused as well.
+                yield Pause(error.retry_after_s or 0.0)
+                size = probe.send(None)
+            else:
+                back = len(service.decode_health_padding(reply.message))
+                size = probe.send(Echo(reply.seconds, size + back))
     except StopIteration as end:
         bandwidth: float = end.value
         return bandwidth

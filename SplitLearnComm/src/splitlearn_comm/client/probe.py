@@ -23,8 +23,9 @@ class Echo:
     """Of padding, there and back together."""
 
 
-def measure_bandwidth() -> Generator[int, Echo, float]:
-    """Measure the bandwidth of a link: yields how many bytes to send and get back, is sent how that went.
+def measure_bandwidth() -> Generator[int, Echo | None, float]:
+    """Measure the bandwidth of a link: yields how many bytes to send and get back, is sent how that went, or None
+    where the server took no more: then what was found up to then has to do.
 
     The least time of a few tries is what counts: whatever else a machine does makes it longer. Sizes grow until the
     difference to an empty message is clear. At most 0.9 MiB are sent and come back in all; it takes about half a
@@ -35,16 +36,18 @@ def measure_bandwidth() -> Generator[int, Echo, float]:
     """
     empty_s, spent_s, bandwidth = math.inf, 0.0, math.inf
     for _ in range(_TRIES):
-        echo = yield 0
+        if (echo := (yield 0)) is None:
+            return bandwidth
         empty_s, spent_s = min(empty_s, echo.seconds), spent_s + echo.seconds
     for size in _SIZES:
         took_s = math.inf
         for _ in range(_TRIES):
-            echo = yield size
+            if (echo := (yield size)) is None:
+                return bandwidth
             took_s, spent_s = min(took_s, echo.seconds), spent_s + echo.seconds
+            bandwidth = echo.num_bytes / (took_s - empty_s) if took_s > empty_s else math.inf
             if took_s - empty_s >= _ENOUGH_S:
-                break
-        bandwidth = echo.num_bytes / (took_s - empty_s) if took_s > empty_s else math.inf
-        if took_s - empty_s >= _ENOUGH_S or spent_s >= _BUDGET_S:
+                return bandwidth
+        if spent_s >= _BUDGET_S:
             break
     return bandwidth
