@@ -4,6 +4,7 @@ CommError
 ├── InvalidRequestError (ValueError)          the request itself is wrong: dtype, rank, size, NaN
 ├── SequenceTooLongError (ValueError)         more tokens than the model has positions for
 ├── SessionNotFoundError (LookupError)        no such session, or no longer
+├── ServiceNotFoundError (LookupError)        nothing of that name is served at this address
 ├── StepOrderError                            a step came too late, too early or at the wrong position
 ├── FingerprintMismatchError (ValueError)     the two ends hold parts of different models
 ├── MessageTooLargeError (ValueError)         a message over the limit of either side
@@ -51,6 +52,10 @@ class SequenceTooLongError(CommError, ValueError):
 
 class SessionNotFoundError(CommError, LookupError):
     """The server has no such session: never had, expired, or lost."""
+
+
+class ServiceNotFoundError(CommError, LookupError):
+    """Nothing of that name and version is served at this address."""
 
 
 class StepOrderError(CommError):
@@ -111,6 +116,7 @@ CODES: dict[type[CommError], grpc.StatusCode] = {
     InvalidRequestError: grpc.StatusCode.INVALID_ARGUMENT,
     SequenceTooLongError: grpc.StatusCode.OUT_OF_RANGE,
     SessionNotFoundError: grpc.StatusCode.NOT_FOUND,
+    ServiceNotFoundError: grpc.StatusCode.NOT_FOUND,
     StepOrderError: grpc.StatusCode.FAILED_PRECONDITION,
     FingerprintMismatchError: grpc.StatusCode.FAILED_PRECONDITION,
     ResourceExhaustedError: grpc.StatusCode.RESOURCE_EXHAUSTED,

@@ -22,6 +22,10 @@ AUTHORIZATION_METADATA: Final = "authorization"
 """Metadata of a call: `Bearer` and the client's token (RFC 6750)."""
 BEARER: Final = "Bearer"
 """The scheme of that."""
+MODEL_METADATA: Final = "splitlearn-model"
+"""Metadata of a call: the name of the model it is for, where an address serves several. A proxy may route by it."""
+VERSION_METADATA: Final = "splitlearn-model-version"
+"""Metadata of a call: the version of that model; without it the newest."""
 
 MAX_MESSAGE_BYTES: Final = 256 * 1024 * 1024
 """Default limit of one message, on both sides: gpt2-xl's hidden states of 40 x 1024 tokens in float32."""

@@ -15,7 +15,7 @@ import grpc.aio
 from grpc_health.v1 import health, health_pb2, health_pb2_grpc
 
 import splitlearn_comm.protocol as protocol
-from splitlearn_comm.host import SessionHost
+from splitlearn_comm.directory import HostDirectory
 from splitlearn_comm.observer import Observer
 from splitlearn_comm.server.binding import bind
 from splitlearn_comm.server.calls import CallService
@@ -25,17 +25,17 @@ from splitlearn_comm.server.security.accounts import Accounts
 from splitlearn_comm.server.security.guard import HEALTH_PREFIX, REFLECTION_PREFIX, Guard
 from splitlearn_comm.server.security.identity import Identity
 from splitlearn_comm.server.security.tokens import TokenBook
+from splitlearn_comm.server.served import Services
 from splitlearn_comm.server.sessions import SessionService
 from splitlearn_comm.server.statistics import ServerStatistics
 from splitlearn_comm.server.watching import Watch
-from splitlearn_comm.validation import Validator
 
 
 class AioServer:
-    """Serves one host from `start` to `stop`, on the loop that calls them.
+    """Serves from `start` to `stop`, on the loop that calls them.
 
     Args:
-        host: What computes.
+        directory: What computes.
         interface: Name or address to listen on.
         port: 0 for any that is free.
         config: Limits.
@@ -45,20 +45,21 @@ class AioServer:
 
     def __init__(
         self,
-        host: SessionHost,
+        directory: HostDirectory,
         interface: str,
         port: int,
         config: GRPCServerConfig,
         observer: Observer | None = None,
         interceptors: Sequence[ServerInterceptor] = (),
     ) -> None:
-        self._host = host
+        self._directory = directory
         self._interface = interface
         self._port = port
         self._config = config
         self._observer = observer
         self._interceptors = interceptors
         self._statistics = ServerStatistics()
+        self._noting: set[asyncio.Future[None]] = set()
         self._health = health.aio.HealthServicer()  # type: ignore[attr-defined]
 
     def statistics(self) -> ServerStatistics:
@@ -76,23 +77,24 @@ class AioServer:
         self._server = grpc.aio.server(interceptors=self._all_interceptors(), options=self._config.channel_options())
         port = self._bind()
         try:
-            await self._start_host()
+            await self._start_hosts()
         except BaseException:
             # gRPC gives a port back only when a server that was started is stopped.
             await self._server.start()
             await self._server.stop(None)
             raise
         await self._server.start()
+        self._directory.subscribe(self._note_health)
         self._reaper = asyncio.create_task(self._sessions.expire_for_ever())
         await self._set_serving(True)
         return port
 
-    async def _start_host(self) -> None:
-        await self._host.setup()
+    async def _start_hosts(self) -> None:
+        await self._directory.setup()
         try:
             self._add_services()
         except BaseException:
-            await self._host.teardown()
+            await self._directory.teardown()
             raise
 
     async def stop(self, grace_s: float) -> None:
@@ -106,13 +108,17 @@ class AioServer:
         await self._sessions.wait_for_moves(grace_s)
         await self._server.stop(max(0.0, grace_s - (time.monotonic() - began_s)))
         await self._sessions.stop()
-        await self._host.teardown()
+        await self._directory.teardown()
 
     async def _set_serving(self, is_serving: bool) -> None:
         self._calls.is_serving = is_serving
-        status = health_pb2.HealthCheckResponse.SERVING if is_serving else health_pb2.HealthCheckResponse.NOT_SERVING
-        for name in {"", protocol.SERVICE, self._host.get_info().name}:
-            await self._health.set(name, status)
+        for name in {"", protocol.SERVICE, *self._directory.names()}:
+            await self._health.set(name, _status(is_serving))
+
+    def _note_health(self, name: str, is_serving: bool) -> None:
+        task = asyncio.ensure_future(self._health.set(name, _status(is_serving and self._calls.is_serving)))
+        self._noting.add(task)
+        task.add_done_callback(self._noting.discard)
 
     def _bind(self) -> int:
         tls = self._config.tls
@@ -133,8 +139,8 @@ class AioServer:
         return Guard(Identity(tokens, has_certificates), Accounts(config.client_limits), open_prefixes)
 
     def _add_services(self) -> None:
-        validator = Validator(self._host.get_info(), refuse_nonfinite=self._config.refuse_nonfinite)
-        parts = (self._host, validator, self._config, self._statistics)
+        self._directory.names()  # a host that cannot say what it is does not begin to serve
+        parts = (Services(self._directory, self._config), self._config, self._statistics)
         self._calls, self._sessions = CallService(*parts), SessionService(*parts, self._observer)
         self._server.add_generic_rpc_handlers((self._handlers(),))
         health_pb2_grpc.add_HealthServicer_to_server(self._health, self._server)
@@ -155,3 +161,7 @@ class AioServer:
         }
         named = {path.rsplit("/", 1)[1]: handler for path, handler in methods.items()}
         return grpc.method_handlers_generic_handler(protocol.SERVICE, named)
+
+
+def _status(is_serving: bool) -> Any:
+    return health_pb2.HealthCheckResponse.SERVING if is_serving else health_pb2.HealthCheckResponse.NOT_SERVING

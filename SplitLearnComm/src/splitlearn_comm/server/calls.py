@@ -3,19 +3,16 @@
 from __future__ import annotations
 
 from collections.abc import Awaitable
-from dataclasses import replace
 from typing import Any
 
 import grpc.aio
 
-from splitlearn_comm.codec import usable_names
 from splitlearn_comm.errors import MessageTooLargeError
 from splitlearn_comm.framing import calls, service
-from splitlearn_comm.host import SessionHost
 from splitlearn_comm.server.config import GRPCServerConfig
 from splitlearn_comm.server.faults import abort, as_comm_error
+from splitlearn_comm.server.served import Services
 from splitlearn_comm.server.statistics import ServerStatistics
-from splitlearn_comm.validation import Validator
 
 Context = grpc.aio.ServicerContext[Any, Any]
 
@@ -23,11 +20,8 @@ Context = grpc.aio.ServicerContext[Any, Any]
 class CallService:
     """Serves the unary calls of `ComputeService`."""
 
-    def __init__(
-        self, host: SessionHost, validator: Validator, config: GRPCServerConfig, statistics: ServerStatistics
-    ) -> None:
-        self._host = host
-        self._validator = validator
+    def __init__(self, services: Services, config: GRPCServerConfig, statistics: ServerStatistics) -> None:
+        self._services = services
         self._config = config
         self._statistics = statistics
         self.is_serving = False
@@ -57,9 +51,13 @@ class CallService:
 
     async def _compute(self, data: bytes) -> bytes:
         call, expected_fingerprint, kv = calls.decode_call(data)
-        self._validator.check_fingerprint(expected_fingerprint)
-        self._validator.check_call(call)
-        reply = calls.encode_result(await self._host.compute(call), kv.to_client)
+        served = self._services.lease(expected_fingerprint)
+        try:
+            served.validator.check_call(call)
+            result = await served.host.compute(call)
+        finally:
+            served.release()
+        reply = calls.encode_result(result, kv.to_client)
         if len(reply) > self._config.max_message_bytes:
             raise MessageTooLargeError(
                 f"the answer has {len(reply)} bytes, and the server sends at most {self._config.max_message_bytes}; "
@@ -71,7 +69,4 @@ class CallService:
         return service.encode_health(self.is_serving, service.decode_health_question(data))
 
     async def _info(self) -> bytes:
-        info = self._host.get_info()
-        return service.encode_info(
-            replace(info, max_message_bytes=self._config.max_message_bytes, codecs=usable_names()[1:])
-        )
+        return service.encode_info(self._services.info())

@@ -10,6 +10,7 @@ from types import FrameType, TracebackType
 from typing import Self
 
 from splitlearn_comm.addresses import joined
+from splitlearn_comm.directory import HostDirectory, SingleHost
 from splitlearn_comm.function import ComputeFunction
 from splitlearn_comm.function_host import FunctionHost
 from splitlearn_comm.host import SessionHost
@@ -34,7 +35,7 @@ class GRPCComputeServer:
             print(server.address)
 
     Args:
-        service: What computes.
+        service: What computes: a function, a session host, or a directory of several hosts.
         port: 0 for any that is free.
         host: Name or address to listen on, or `unix:/path`; the default takes connections from this machine only.
         config: Limits, and who may call.
@@ -48,7 +49,7 @@ class GRPCComputeServer:
 
     def __init__(
         self,
-        service: ComputeFunction | SessionHost,
+        service: ComputeFunction | SessionHost | HostDirectory,
         *,
         port: int = 50051,
         host: str = "127.0.0.1",
@@ -56,7 +57,7 @@ class GRPCComputeServer:
         observer: Observer | None = None,
         interceptors: Sequence[ServerInterceptor] = (),
     ) -> None:
-        self._host = service if isinstance(service, SessionHost) else FunctionHost(service)
+        self._directory = _directory_of(service)
         self._interface = host
         self._port = port
         self._config = config or GRPCServerConfig()
@@ -101,11 +102,13 @@ class GRPCComputeServer:
         """
         if self._running is not None:
             raise RuntimeError(f"this server is running already, on {self.address}")
-        server = AioServer(self._host, self._interface, self._port, self._config, self._observer, self._interceptors)
+        server = AioServer(
+            self._directory, self._interface, self._port, self._config, self._observer, self._interceptors
+        )
         self._port = server_loop().run(server.start())
         self._running = server
         self._stop_asked.clear()
-        logger.info("serving %r on %s", self._host.get_info().name, self.address)
+        logger.info("serving %s on %s", ", ".join(map(repr, self._directory.names())) or "nothing yet", self.address)
         if block:
             self._serve_until_asked(on_ready)
         elif on_ready is not None:
@@ -161,3 +164,9 @@ def _asking_on_signals(asked: threading.Event) -> Iterator[None]:
     finally:
         for number, handler in before.items():
             signal.signal(number, handler)
+
+
+def _directory_of(service: ComputeFunction | SessionHost | HostDirectory) -> HostDirectory:
+    if isinstance(service, HostDirectory):
+        return service
+    return SingleHost(service if isinstance(service, SessionHost) else FunctionHost(service))

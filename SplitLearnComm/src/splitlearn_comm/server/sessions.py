@@ -23,7 +23,6 @@ from splitlearn_comm.framing import steps
 from splitlearn_comm.framing.agreement import check_codecs
 from splitlearn_comm.framing.assembly import PLAIN, Packing
 from splitlearn_comm.framing.chunks import CHUNK_BYTES, Outgoing, messages_of
-from splitlearn_comm.host import SessionHost
 from splitlearn_comm.messages import (
     RAW_ROLES,
     Action,
@@ -40,10 +39,10 @@ from splitlearn_comm.server.config import GRPCServerConfig
 from splitlearn_comm.server.faults import abort, as_comm_error, logger, told_without_contents
 from splitlearn_comm.server.security.accounts import Meter
 from splitlearn_comm.server.security.caller import CALLER
+from splitlearn_comm.server.served import Served, Services
 from splitlearn_comm.server.statistics import ServerStatistics
 from splitlearn_comm.server.watching import OBSERVED
 from splitlearn_comm.session import Advance, Effect, Ledger, Mark, Permute, Replay, SessionTable, Trim
-from splitlearn_comm.validation import Validator
 
 _END = grpc.aio.EOF  # type: ignore[attr-defined]
 
@@ -85,14 +84,12 @@ class SessionService:
 
     def __init__(
         self,
-        host: SessionHost,
-        validator: Validator,
+        services: Services,
         config: GRPCServerConfig,
         statistics: ServerStatistics,
         observer: Observer | None = None,
     ) -> None:
-        self._host = host
-        self._validator = validator
+        self._services = services
         self._config = config
         self._statistics = statistics
         self._observer = observer or Observer()
@@ -102,7 +99,7 @@ class SessionService:
             detached_timeout_s=config.detached_session_timeout_s,
         )
         self._clock = asyncio.get_running_loop().time
-        self._is_stateful = host.get_info().stateful
+        self._served: dict[str, Served] = {}
         self._streams: dict[asyncio.Task[None], _Stream] = {}
         self._is_draining = False
         self._opening: set[str] = set()
@@ -243,16 +240,15 @@ class SessionService:
             raise InvalidRequestError(
                 f"this stream has session {stream.session_id}; open another on a stream of its own"
             )
-        self._validator.check_fingerprint(opening.expected_fingerprint)
         if self._is_draining and not opening.resume:
             raise ServerUnavailableError("this server is stopping and opens no more sessions; ask another")
         self._agree(stream, opening)
         if opening.resume or self._is_repeated_open(opening.session_id):
-            ledger = await self._resume(stream, opening.session_id)
+            ledger = await self._resume(stream, opening)
         else:
-            ledger = await self._open_new(stream, opening.session_id)
-        fingerprint = self._host.get_info().fingerprint or ""
-        opened = steps.Opened(self._config.max_message_bytes, CHUNK_BYTES, self._is_stateful, fingerprint)
+            ledger = await self._open_new(stream, opening)
+        served = self._served[opening.session_id]
+        opened = steps.Opened(self._config.max_message_bytes, CHUNK_BYTES, served.is_stateful, served.fingerprint)
         return steps.encode_opened(ledger.step_id, ledger.position, opened)
 
     def _agree(self, stream: _Stream, opening: steps.Open) -> None:
@@ -270,15 +266,18 @@ class SessionService:
         # The answer to an open may be lost too: an open of a session that has done nothing yet is the same open again.
         return self._table.has(session_id) and self._table.ledger(session_id).step_id == 0
 
-    async def _open_new(self, stream: _Stream, session_id: str) -> Ledger:
+    async def _open_new(self, stream: _Stream, opening: steps.Open) -> Ledger:
+        session_id = opening.session_id
         # The table first: it refuses a name that is taken, and nobody becomes the owner of another's session.
         attachment = self._table.open(session_id, self._clock())
         self._opening.add(session_id)
         try:
+            self._served[session_id] = served = self._services.lease(opening.expected_fingerprint)
             stream.meter.account.open_session(session_id, self._table.has)
-            await self._host.open_session(session_id)
+            await served.host.open_session(session_id)
         except BaseException:
             self._table.close(session_id, "it could not be opened")
+            self._release(session_id)
             raise
         finally:
             self._opening.discard(session_id)
@@ -288,14 +287,17 @@ class SessionService:
         self._observer.on_session_opened()
         return self._table.ledger(session_id)
 
-    async def _resume(self, stream: _Stream, session_id: str) -> Ledger:
+    async def _resume(self, stream: _Stream, opening: steps.Open) -> Ledger:
+        session_id = opening.session_id
         stream.meter.account.check_owns(session_id)
         attachment = self._table.resume(session_id, self._clock())
         stream.session_id, stream.attachment = session_id, attachment
         # A step that came over the old stream may still be running, or the host may still make room.
         while self._table.ledger(session_id).is_running or session_id in self._opening:
             await self._waiting.setdefault(session_id, asyncio.Event()).wait()
-        return self._table.ledger(session_id)
+        ledger = self._table.ledger(session_id)
+        self._served[session_id].validator.check_fingerprint(opening.expected_fingerprint)
+        return ledger
 
     async def _close(self, stream: _Stream, step_id: int) -> Outgoing:
         session_id, stream.session_id = stream.session_id, ""
@@ -308,7 +310,8 @@ class SessionService:
 
     async def _export(self, stream: _Stream) -> Outgoing:
         ledger = self._ledger_of(stream)
-        cache = await self._host.export_session(ledger.session_id) if self._is_stateful else KVEntries((), 0)
+        served = self._served[ledger.session_id]
+        cache = await served.host.export_session(ledger.session_id) if served.is_stateful else KVEntries((), 0)
         state = SessionState(replace(cache, position=ledger.position), ledger.batch)
         reply = steps.encode_state(ledger.step_id, ledger.position, state, stream.codecs.kv.to_client)
         # What a codec has made small is as large again on the other side.
@@ -318,11 +321,12 @@ class SessionService:
 
     async def _import(self, stream: _Stream, request: steps.Request, state: SessionState) -> Outgoing:
         ledger = self._ledger_of(stream)
-        self._validator.check_state(state, request.position)
+        served = self._served[ledger.session_id]
+        served.validator.check_state(state, request.position)
         ledger.adopt(request.step_id, state.cache.position, state.batch)
         try:
-            if self._is_stateful:
-                await self._host.import_session(ledger.session_id, state.cache)
+            if served.is_stateful:
+                await served.host.import_session(ledger.session_id, state.cache)
         except BaseException:
             await self._end(ledger, "its state could not be imported")
             raise
@@ -330,7 +334,7 @@ class SessionService:
             ledger.abandon()
             self._wake(ledger.session_id)
         if not self._table.has(ledger.session_id):
-            await self._close_at_host(ledger.session_id)  # closed meanwhile: what was imported has no owner
+            await served.host.close_session(ledger.session_id)  # closed meanwhile: what was imported has no owner
         return steps.encode_done(ledger.step_id, ledger.position)
 
     def _ledger_of(self, stream: _Stream) -> Ledger:
@@ -366,15 +370,16 @@ class SessionService:
 
     async def _run(self, ledger: Ledger, action: Action) -> tuple[torch.Tensor | None, float]:
         """Have the host do a step; returns its answer and the seconds it took."""
+        served = self._served[ledger.session_id]
         if isinstance(action, Forward):
-            self._validator.check_forward(action, ledger.position)
+            served.validator.check_forward(action, ledger.position)
         began_s = time.perf_counter()
         try:
-            tensor = await self._host.run_step(ledger.session_id, action)
+            tensor = await served.host.run_step(ledger.session_id, action)
         except CommError:
             raise
         except Exception:
-            if self._is_stateful:
+            if served.is_stateful:
                 # Some of its state may have changed and some not; its room is free for others.
                 await self._end(ledger, "a step of it failed inside the service")
             raise
@@ -411,9 +416,15 @@ class SessionService:
 
     async def _close_at_host(self, session_id: str) -> None:
         try:
-            await self._host.close_session(session_id)
+            await self._served[session_id].host.close_session(session_id)
         except Exception as error:
             logger.error("the host failed to close session %s\n%s", session_id, told_without_contents(error))
+        finally:
+            self._release(session_id)
+
+    def _release(self, session_id: str) -> None:
+        if served := self._served.pop(session_id, None):
+            served.release()
 
     def num_open(self) -> int:
         """Sessions open now."""

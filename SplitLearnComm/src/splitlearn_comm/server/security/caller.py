@@ -5,8 +5,9 @@ from __future__ import annotations
 import re
 import uuid
 from contextvars import ContextVar
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
+from splitlearn_comm.directory import Wanted
 from splitlearn_comm.server.security.accounts import ClientAccount
 
 _GOOD_ID = re.compile(r"[A-Za-z0-9_.:-]{1,64}")
@@ -20,6 +21,8 @@ class Caller:
     """What the client has of this server."""
     request_id: str
     """Names the call in the log."""
+    wanted: Wanted = field(default_factory=Wanted)
+    """The service it is for."""
 
 
 CALLER: ContextVar[Caller] = ContextVar("splitlearn_caller")

@@ -10,8 +10,9 @@ from typing import Any
 import grpc
 import grpc.aio
 
+from splitlearn_comm.directory import Wanted
 from splitlearn_comm.errors import AuthenticationError, CommError
-from splitlearn_comm.protocol import REQUEST_ID_METADATA
+from splitlearn_comm.protocol import MODEL_METADATA, REQUEST_ID_METADATA, VERSION_METADATA
 from splitlearn_comm.server.faults import abort, logger
 from splitlearn_comm.server.handlers import Behaviour, Context, Continuation, Handler, HandlerWraps
 from splitlearn_comm.server.security.accounts import Accounts, ClientAccount
@@ -64,7 +65,7 @@ class Guard(grpc.aio.ServerInterceptor):  # type: ignore[type-arg]
         metadata = dict(context.invocation_metadata() or ())
         request_id = request_id_from(metadata.get(REQUEST_ID_METADATA))
         try:
-            return Caller(self._enter(context, metadata, is_open, request), request_id)
+            return Caller(self._enter(context, metadata, is_open, request), request_id, _wanted_by(metadata))
         except CommError as error:
             error.request_id = request_id
             logger.info("refused a call from %s (request %s): %s", context.peer(), request_id, error)
@@ -108,3 +109,8 @@ async def _first_message(context: Context) -> None:
     """
     with contextlib.suppress(TimeoutError):
         await asyncio.wait_for(context.read(), FIRST_MESSAGE_S)
+
+
+def _wanted_by(metadata: dict[str, Any]) -> Wanted:
+    name, version = metadata.get(MODEL_METADATA, ""), metadata.get(VERSION_METADATA, "")
+    return Wanted(name=name, version=version)
