@@ -12,6 +12,7 @@ from splitlearn_comm.client import (
     StepBreakdown,
 )
 from splitlearn_comm.codec import AutoCodec, CodecPlan, Coded, CompressedTensorCodec, TensorCodec, register_codec
+from splitlearn_comm.directory import HostDirectory, Lease, NamedHosts, SingleHost, Wanted
 from splitlearn_comm.errors import (
     AddressInUseError,
     AuthenticationError,
@@ -25,6 +26,7 @@ from splitlearn_comm.errors import (
     ResourceExhaustedError,
     SequenceTooLongError,
     ServerUnavailableError,
+    ServiceNotFoundError,
     SessionNotFoundError,
     StepOrderError,
     UnsupportedOperationError,
@@ -83,11 +85,14 @@ __all__ = [
     "GRPCComputeClient",
     "GRPCComputeServer",
     "GRPCServerConfig",
+    "HostDirectory",
     "InvalidRequestError",
     "KVEntries",
     "KVEntry",
+    "Lease",
     "MessageTooLargeError",
     "ModelComputeFunction",
+    "NamedHosts",
     "ObservedCall",
     "Observer",
     "PermissionDeniedError",
@@ -99,8 +104,10 @@ __all__ = [
     "ServerTLS",
     "ServerUnavailableError",
     "ServiceInfo",
+    "ServiceNotFoundError",
     "SessionHost",
     "SessionNotFoundError",
+    "SingleHost",
     "StartRecording",
     "StepBreakdown",
     "StepOrderError",
@@ -109,5 +116,6 @@ __all__ = [
     "Together",
     "TokenFile",
     "UnsupportedOperationError",
+    "Wanted",
     "register_codec",
 ]

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import asyncio
 from abc import ABC, abstractmethod
-from collections.abc import Callable
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 
 from splitlearn_comm.errors import ServiceNotFoundError
@@ -67,7 +68,7 @@ class HostDirectory(ABC):
         """A service, for one session or call.
 
         Raises:
-            ServiceNotFoundError: There is none of that name and version, or the client names none and there are several.
+            ServiceNotFoundError: There is none of that name and version, or none is named and there are several.
             ServerUnavailableError: There is one, and it takes nothing now.
         """
 
@@ -104,3 +105,74 @@ class SingleHost(HostDirectory):
         if wanted.name not in ("", name) or wanted.version:
             raise ServiceNotFoundError(f"{wanted} is not served here; there is {name!r}, of one version")
         return Lease(self.host)
+
+
+class NamedHosts(HostDirectory):
+    """Several hosts, each under its name, from the start to the end of the server.
+
+    A client that names none gets the one with the fingerprint it expects, or the only one.
+
+    Args:
+        hosts: By name.
+    """
+
+    def __init__(self, hosts: Mapping[str, SessionHost]) -> None:
+        if not hosts or not all(name.isascii() and name for name in hosts):
+            raise ValueError(f"expected at least one host, each with a name in ASCII, came {list(hosts)}")
+        self._hosts = dict(hosts)
+
+    async def setup(self) -> None:
+        """Set all hosts up; if one fails those that were are torn down again."""
+        done: list[SessionHost] = []
+        try:
+            for host in self._hosts.values():
+                await host.setup()
+                done.append(host)
+        except BaseException:
+            await _tear_down(done)
+            raise
+
+    async def teardown(self) -> None:
+        """Tear all hosts down."""
+        await _tear_down(list(self._hosts.values()))
+
+    def names(self) -> tuple[str, ...]:
+        """The names, in order."""
+        return tuple(self._hosts)
+
+    def lease(self, wanted: Wanted) -> Lease:
+        """The host of that name; they have no versions."""
+        if not wanted.name:
+            return Lease(self._hosts[only(self._fitting(wanted.fingerprint))])
+        if wanted.name not in self._hosts or wanted.version:
+            raise not_found(wanted, self._hosts)
+        return Lease(self._hosts[wanted.name])
+
+    def _fitting(self, fingerprint: str) -> list[str]:
+        fitting = [name for name, host in self._hosts.items() if host.get_info().fingerprint == fingerprint]
+        return fitting if fingerprint and fitting else list(self._hosts)
+
+
+def only(names: Iterable[str]) -> str:
+    """The name, if there is one alone. Raises `ServiceNotFoundError` otherwise."""
+    found = sorted(names)
+    if len(found) == 1:
+        return found[0]
+    if not found:
+        raise ServiceNotFoundError("nothing is served here now; ask whoever runs the server, or try again later")
+    raise ServiceNotFoundError(
+        f"several models are served here, and none was named: expected model= to be one of {', '.join(found)}"
+    )
+
+
+def not_found(wanted: Wanted, names: Iterable[str]) -> ServiceNotFoundError:
+    """The error for a service that is not there."""
+    there = ", ".join(sorted(names)) or "nothing"
+    return ServiceNotFoundError(f"{wanted} is not served here; there is {there}: name one of these with model=")
+
+
+async def _tear_down(hosts: list[SessionHost]) -> None:
+    results = await asyncio.gather(*(host.teardown() for host in hosts), return_exceptions=True)
+    for result in results:
+        if isinstance(result, BaseException):
+            raise result

@@ -221,7 +221,7 @@ class GRPCComputeClient:
     def _ask(self, address: str, path: str, message: bytes, deadline: Deadline) -> bytes:
         method = self._methods[address, path]
         with WatchedCall(self._settings.observer, path, len(message)) as call:
-            metadata = (*self._settings.credentials.metadata(), *call.metadata())
+            metadata = (*self._settings.metadata(), *call.metadata())
             try:
                 reply: bytes = method(message, timeout=deadline.remaining_s(), metadata=metadata)
             except grpc.RpcError as error:

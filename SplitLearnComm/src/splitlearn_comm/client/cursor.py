@@ -124,7 +124,7 @@ class SessionCursor:
 
     def metadata(self) -> Metadata:
         """What goes with a stream of the session."""
-        return (*self._settings.credentials.metadata(), *(self.watched.metadata() if self.watched else ()))
+        return (*self._settings.metadata(), *(self.watched.metadata() if self.watched else ()))
 
     def open_message(self, *, resume: bool) -> bytes:
         """The message that opens the session, or goes on with it on a new stream."""

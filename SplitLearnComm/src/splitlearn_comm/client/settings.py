@@ -16,6 +16,7 @@ from splitlearn_comm.framing.chunks import Outgoing
 from splitlearn_comm.framing.steps import Inbox
 from splitlearn_comm.messages import RAW_CODECS, Codecs, RoleCodecs, ServiceInfo
 from splitlearn_comm.observer import Observer
+from splitlearn_comm.protocol import MODEL_METADATA, VERSION_METADATA
 
 
 class ClientOptions(TypedDict, total=False):
@@ -67,6 +68,11 @@ class ClientSettings:
     """A server whose machine is silent for so long is given up, in the middle of a step too. (One whose process ends
     is noticed at once.) Servers of this package take at least 2 s."""
 
+    model: str | None = None
+    """Name of the model to use, where the address serves several; None for the only one."""
+    model_version: str | None = None
+    """Version of that model; None for the newest."""
+
     tls: ClientTLS | bool = False
     """`ClientTLS`, or True for servers with certificates of a public authority; False for connections in the clear."""
     token: str | None = field(default=None, repr=False)
@@ -87,8 +93,16 @@ class ClientSettings:
             auto.check()
         elif self.max_kl is not None:
             raise ValueError(f"max_kl={self.max_kl:g} goes with codec='auto', came codec={self.codec!r}")
+        for name in ("model", "model_version"):
+            if not (getattr(self, name) or "").isascii():
+                raise ValueError(f"{name} has to be ASCII, came {getattr(self, name)!r}; ask the server for its names")
         for address in self.addresses:
             self.credentials.check(address)
+
+    def metadata(self) -> tuple[tuple[str, str], ...]:
+        """What goes with one call: a name for it in the server's log, the token, and the model it is for."""
+        named = {MODEL_METADATA: self.model, VERSION_METADATA: self.model_version}
+        return self.credentials.metadata() + tuple((key, value) for key, value in named.items() if value)
 
     @property
     def address(self) -> str:
