@@ -33,6 +33,7 @@ from splitlearn_core.cache.entries import LayerState, export_cache, import_cache
 from splitlearn_core.cache.part_cache import PartCache
 from splitlearn_core.parts.port import trunk_info
 from splitlearn_manager.runtime.cache_form import CacheForm
+from splitlearn_manager.runtime.inline_worker import Worker
 
 logger = logging.getLogger(__name__)
 
@@ -43,15 +44,16 @@ class HostedTrunk(SessionHost):
     Args:
         trunk: the model part; put into evaluation mode here.
         name: what clients see as the name of the service.
+        worker: runs the model's calls; None for a thread of its own.
     """
 
-    def __init__(self, trunk: Trunk, *, name: str) -> None:
+    def __init__(self, trunk: Trunk, *, name: str, worker: Worker | None = None) -> None:
         self._trunk = trunk
         trunk.train(False)
         self._name = name
         self._caches: dict[str, PartCache] = {}
         self._form: CacheForm | None = None
-        self._worker = WorkerThread(f"trunk-{name}")
+        self._worker: Worker = worker or WorkerThread(f"trunk-{name}")
 
     def get_info(self) -> ServiceInfo:
         """Describe the trunk: cut points, fingerprint, what hidden states it takes."""
