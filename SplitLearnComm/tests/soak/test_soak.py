@@ -11,7 +11,7 @@ import sys
 from collections import Counter
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -91,9 +91,14 @@ def at_rest(process: ServerProcess, descriptors: int) -> Footprint:
     """Wait until no session is left, and no more descriptors than that: no connection, then."""
     watched = psutil.Process(process.pid)
     hang_up()
-    eventually(lambda: num_sessions(process.address) == 0)
-    eventually(lambda: watched.num_fds() <= descriptors)
-    return Footprint(rss_bytes=watched.memory_info().rss, descriptors=watched.num_fds(), threads=watched.num_threads())
+    with suppress(AssertionError):
+        eventually(lambda: num_sessions(process.address) == 0)
+    assert num_sessions(process.address) == 0, "the host still has sessions, and their clients are gone"
+    with suppress(AssertionError):
+        eventually(lambda: watched.num_fds() <= descriptors)
+    found = watched.num_fds()
+    assert found <= descriptors, f"the server has {found} descriptors, and had {descriptors} before any client came"
+    return Footprint(rss_bytes=watched.memory_info().rss, descriptors=found, threads=watched.num_threads())
 
 
 def soak(process: ServerProcess, rounds: int, seconds: float) -> None:
