@@ -83,6 +83,8 @@ def test_a_server_tells_of_calls_and_steps(act: Act) -> None:
     assert forward.seconds > forward.compute_s > 0
     assert min(forward.bytes_received, forward.bytes_sent) > HIDDEN.nbytes
     assert refused.compute_s == 0
+    assert session.summary is not None
+    assert session.summary.code is OK
     assert (observer.num_opened, observer.closed) == (1, ["closed"])
 
 

@@ -62,7 +62,8 @@ class CallSummary:
     """One call that ended, seen from one side."""
 
     code: grpc.StatusCode
-    """OK, or with what it was refused or failed. A stream that broke is CANCELLED or UNAVAILABLE."""
+    """OK, or with what it was refused or failed; at a server CANCELLED for a stream that was left, or broke, before its
+    session was closed."""
     seconds: float
     """From its beginning to its end."""
     bytes_received: int = 0
@@ -85,7 +86,7 @@ class ObservedCall:
         """A message of the session was answered."""
 
     def on_end(self, summary: CallSummary) -> None:
-        """The call, or the session, ended. Once, and last."""
+        """The call, or the session, ended. Once; a step that was running when its stream broke is told of after it."""
 
 
 class Observer:

@@ -34,14 +34,14 @@ from splitlearn_comm.messages import (
     SessionState,
     Timings,
 )
-from splitlearn_comm.observer import ObservedCall, Observer, StepSummary, action_name
+from splitlearn_comm.observer import Observer, StepSummary, action_name
 from splitlearn_comm.server.config import GRPCServerConfig
 from splitlearn_comm.server.faults import abort, as_comm_error, logger, told_without_contents
 from splitlearn_comm.server.security.accounts import Meter
 from splitlearn_comm.server.security.caller import CALLER
 from splitlearn_comm.server.served import Served, Services
 from splitlearn_comm.server.statistics import ServerStatistics
-from splitlearn_comm.server.watching import OBSERVED
+from splitlearn_comm.server.watching import SERVED, ServedCall
 from splitlearn_comm.session import Advance, Effect, Ledger, Mark, Permute, Replay, SessionTable, Trim
 
 _END = grpc.aio.EOF  # type: ignore[attr-defined]
@@ -67,8 +67,8 @@ class _Stream:
     """When the message that is being answered came."""
     pause_s: float = 0.0
     """For how long no message is read: its client has sent too many."""
-    observed: ObservedCall | None = None
-    """What watches it."""
+    served: ServedCall | None = None
+    """Its call, where somebody watches."""
     compute_s: float = 0.0
     """What the host took for the message that is being answered."""
     pending_bytes: int = 0
@@ -111,7 +111,7 @@ class SessionService:
     async def serve(self, _: object, context: grpc.aio.ServicerContext[Any, Any]) -> None:
         """The handler of one stream."""
         max_bytes = self._config.max_message_bytes
-        stream = _Stream(steps.Inbox(max_bytes), Meter(CALLER.get().account, max_bytes), observed=OBSERVED.get())
+        stream = _Stream(steps.Inbox(max_bytes), Meter(CALLER.get().account, max_bytes), served=SERVED.get())
         task = asyncio.create_task(self._serve_stream(stream, context))
         self._streams[task] = stream
         task.add_done_callback(self._streams.pop)
@@ -217,8 +217,8 @@ class SessionService:
             refusal = as_comm_error(error, f"step {step_id} of session {stream.session_id or '(none)'}")
             reply = steps.encode_refusal(step_id, position, refusal)
         self._statistics.bytes_sent += len(reply)
-        if stream.observed is not None:
-            stream.observed.on_step(_summary(stream, request, refusal, len(data), len(reply)))
+        if stream.served is not None:
+            stream.served.observed.on_step(_summary(stream, request, refusal, len(data), len(reply)))
         return reply
 
     async def _do(self, stream: _Stream, request: steps.Request) -> Outgoing:
@@ -305,6 +305,8 @@ class SessionService:
             self._table.use(session_id, stream.attachment, self._clock())
             self._table.close(session_id)
             self._observer.on_session_closed("closed")
+            if stream.served is not None:
+                stream.served.is_done = True
             await self._close_at_host(session_id)
         return steps.encode_done(step_id, 0)
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import time
 from contextvars import ContextVar
+from dataclasses import dataclass
 from typing import Any
 
 import grpc
@@ -13,8 +14,19 @@ import grpc.aio
 from splitlearn_comm.observer import CallSummary, ObservedCall, Observer
 from splitlearn_comm.server.handlers import Behaviour, Context, Continuation, Handler, HandlerWraps
 
-OBSERVED: ContextVar[ObservedCall | None] = ContextVar("splitlearn_observed", default=None)
-"""What watches the call that is being served, in its task and in those it starts."""
+
+@dataclass(slots=True)
+class ServedCall:
+    """A call that is being served, and watched."""
+
+    observed: ObservedCall
+    """Is told of it."""
+    is_done: bool = False
+    """Whether its client has what it wanted: to cancel it then is how a client leaves."""
+
+
+SERVED: ContextVar[ServedCall | None] = ContextVar("splitlearn_served", default=None)
+"""The call that is being served, in its task and in those it starts; None where nobody watches."""
 
 _CODES: dict[int, grpc.StatusCode] = {code.value[0]: code for code in grpc.StatusCode}
 
@@ -40,19 +52,20 @@ class Watch(grpc.aio.ServerInterceptor):  # type: ignore[type-arg]
         async def serve(request: Any, context: Context) -> Any:
             began_s = time.perf_counter()
             observed = self._observer.on_call(method, tuple(context.invocation_metadata() or ()))
-            mark = OBSERVED.set(observed)
+            served = ServedCall(observed)
+            mark = SERVED.set(served)
             answer, code = None, grpc.StatusCode.UNKNOWN
             try:
                 answer = await behaviour(request, context)
                 code = _code_of(context, grpc.StatusCode.OK)
             except asyncio.CancelledError:
-                code = grpc.StatusCode.CANCELLED
+                code = grpc.StatusCode.OK if served.is_done else grpc.StatusCode.CANCELLED
                 raise
             except BaseException:
                 code = _code_of(context, grpc.StatusCode.UNKNOWN)
                 raise
             finally:
-                OBSERVED.reset(mark)
+                SERVED.reset(mark)
                 observed.on_end(
                     CallSummary(
                         code=code,
