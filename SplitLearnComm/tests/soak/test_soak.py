@@ -49,7 +49,8 @@ class Footprint:
 @pytest.fixture
 def process(monkeypatch: pytest.MonkeyPatch) -> Iterator[ServerProcess]:
     monkeypatch.chdir(ROOT)  # where the other process finds what it serves
-    with ServerProcess("tests.support.soaked_host:SoakedHost", detached_session_timeout_s=0.5) as process:
+    # Long enough for a client to come back on a machine that has other things to do, too.
+    with ServerProcess("tests.support.soaked_host:SoakedHost", detached_session_timeout_s=3) as process:
         yield process
 
 
@@ -119,7 +120,7 @@ def soak(process: ServerProcess, rounds: int, seconds: float) -> None:
 
 @pytest.mark.slow
 def test_half_a_minute_leaves_nothing_behind(process: ServerProcess) -> None:
-    soak(process, rounds=3, seconds=6)
+    soak(process, rounds=2, seconds=6)
 
 
 @pytest.mark.soak
