@@ -1,0 +1,129 @@
+"""A model in another process, as a session host of this one."""
+
+import contextlib
+from dataclasses import dataclass
+
+import torch
+
+from splitlearn_comm import Action, ComputeCall, ComputeResult, KVEntries, ServiceInfo, SessionHost
+from splitlearn_comm.errors import ServerUnavailableError, SessionNotFoundError
+from splitlearn_comm.framing.calls import decode_result, encode_call
+from splitlearn_comm.framing.chunks import whole
+from splitlearn_comm.framing.steps import Answer, Inbox, encode_import, encode_step
+from splitlearn_comm.messages import SessionState
+from splitlearn_manager.errors import ModelFaultError
+from splitlearn_manager.runtime.model_process import ModelProcess
+from splitlearn_manager.runtime.process_frames import Frame, Kind
+
+_NO_CHUNKS = 0
+
+
+@dataclass(frozen=True, slots=True)
+class _Session:
+    number: int
+    inbox: Inbox
+
+
+class ProcessHost(SessionHost):
+    """Hands sessions and calls on to a model's process; a round trip costs about what a thread's hand-off does.
+
+    When the process ends, all that is asked of it is a `ServerUnavailableError` that says how it ended.
+
+    Args:
+        process: loaded already, or by `setup`; ended by `teardown`.
+    """
+
+    def __init__(self, process: ModelProcess) -> None:
+        self._process = process
+        self._sessions: dict[str, _Session] = {}
+        self._num_opened = 0
+
+    def get_info(self) -> ServiceInfo:
+        """What the process said it serves."""
+        return self._process.info
+
+    async def setup(self) -> None:
+        """Load the model, unless it is.
+
+        Raises:
+            ModelLoadError: it cannot be loaded.
+        """
+        if self._process.pid is None:
+            await self._process.load()
+
+    async def teardown(self) -> None:
+        """End the process."""
+        self._sessions.clear()
+        await self._process.end()
+
+    async def compute(self, call: ComputeCall) -> ComputeResult:
+        """Have the process do a stateless call."""
+        frame = await self._process.call(Kind.COMPUTE, encode_call(call))
+        if frame.kind is not Kind.DONE:
+            raise _error_of(frame, Inbox(_NO_CHUNKS))
+        return decode_result(frame.payload)
+
+    async def open_session(self, session_id: str) -> None:
+        """Have the process make room for a session."""
+        self._num_opened += 1
+        session = _Session(self._num_opened, Inbox(_NO_CHUNKS))
+        self._sessions[session_id] = session
+        try:
+            await self._ask(session, Kind.OPEN)
+        except BaseException:
+            # Nobody will close what nobody knows is open.
+            self._sessions.pop(session_id, None)
+            self._process.tell(Kind.CLOSE, session.number)
+            raise
+
+    async def run_step(self, session_id: str, action: Action) -> torch.Tensor | None:
+        """Have the process do a step.
+
+        Raises:
+            SessionNotFoundError: the session is not open, or an earlier step of it failed half-way.
+            ServerUnavailableError: the process has ended.
+        """
+        answer = await self._ask(self._session_of(session_id), Kind.STEP, whole(encode_step(0, 0, action)))
+        return answer.tensor
+
+    async def export_session(self, session_id: str) -> KVEntries:
+        """Have the process give out a session's cache."""
+        answer = await self._ask(self._session_of(session_id), Kind.EXPORT)
+        assert answer.state is not None
+        return answer.state.cache
+
+    async def import_session(self, session_id: str, cache: KVEntries) -> None:
+        """Have the process fill a new session with a cache."""
+        payload = encode_import(0, SessionState(cache, None))
+        await self._ask(self._session_of(session_id), Kind.IMPORT, payload)
+
+    async def close_session(self, session_id: str) -> None:
+        """Have the process free a session; one whose process has ended is freed already."""
+        session = self._sessions.pop(session_id, None)
+        if session is not None:
+            with contextlib.suppress(ServerUnavailableError):
+                await self._ask(session, Kind.CLOSE)
+
+    def _session_of(self, session_id: str) -> _Session:
+        session = self._sessions.get(session_id)
+        if session is None:
+            raise SessionNotFoundError("this session is not open, or a step of it failed; open a new one")
+        return session
+
+    async def _ask(self, session: _Session, kind: Kind, payload: bytes = b"") -> Answer:
+        frame = await self._process.call(kind, payload, session.number)
+        if frame.kind is not Kind.DONE:
+            raise _error_of(frame, session.inbox)
+        answer = session.inbox.answer(frame.payload)
+        assert answer is not None
+        return answer
+
+
+def _error_of(frame: Frame, inbox: Inbox) -> Exception:
+    """Return what a process answered instead of a result."""
+    if frame.kind is Kind.FAILED:
+        return ModelFaultError(frame.payload.decode())
+    answer = inbox.answer(frame.payload)
+    assert answer is not None
+    assert answer.error is not None
+    return answer.error

@@ -1,0 +1,116 @@
+"""The side of a model's process that answers: any `SessionHost`, asked over a channel."""
+
+import asyncio
+import logging
+from collections.abc import Awaitable, Callable
+
+from splitlearn_comm import CommError, SessionHost
+from splitlearn_comm.framing.calls import decode_call, encode_result
+from splitlearn_comm.framing.chunks import whole
+from splitlearn_comm.framing.steps import (
+    Import,
+    Inbox,
+    encode_done,
+    encode_refusal,
+    encode_state,
+)
+from splitlearn_comm.messages import Crop, Forward, Reorder, SessionState, StartRecording
+from splitlearn_comm.server.faults import told_without_contents
+from splitlearn_manager.runtime.process_channel import Channel
+from splitlearn_manager.runtime.process_frames import Frame, Kind
+
+logger = logging.getLogger(__name__)
+
+_DONE = whole(encode_done(0, 0))
+_ACTIONS = (Forward, Reorder, Crop, StartRecording)
+
+
+class HostPeer:
+    """Does on a host what frames ask for, and answers each.
+
+    Args:
+        host: what computes; set up already.
+    """
+
+    def __init__(self, host: SessionHost) -> None:
+        self._host = host
+        self._channel = Channel(self._take, self._end)
+        self._inboxes: dict[int, Inbox] = {}
+        self._running: set[asyncio.Task[None]] = set()
+        self._ended = asyncio.Event()
+        self._doing: dict[Kind, Callable[[Frame], Awaitable[bytes]]] = {
+            Kind.OPEN: self._open,
+            Kind.STEP: self._step,
+            Kind.COMPUTE: self._compute,
+            Kind.EXPORT: self._export,
+            Kind.IMPORT: self._import,
+            Kind.CLOSE: self._close,
+        }
+
+    @property
+    def channel(self) -> Channel:
+        """The protocol to put on a transport."""
+        return self._channel
+
+    async def wait_ended(self) -> None:
+        """Wait until the other end asks for it, or is gone, and what was running has been answered."""
+        await self._ended.wait()
+        if self._running:
+            await asyncio.wait(self._running)
+
+    def _end(self) -> None:
+        self._ended.set()
+
+    def _take(self, frame: Frame) -> None:
+        if frame.kind is Kind.END:
+            self._end()
+            return
+        task = asyncio.create_task(self._answer(frame))
+        self._running.add(task)
+        task.add_done_callback(self._running.discard)
+
+    async def _answer(self, frame: Frame) -> None:
+        try:
+            kind, payload = Kind.DONE, await self._doing[frame.kind](frame)
+        except CommError as error:
+            kind, payload = Kind.REFUSED, encode_refusal(0, 0, error)
+        except Exception as error:
+            told = told_without_contents(error)
+            logger.error("failed at %s\n%s", frame.kind.name, told)
+            kind, payload = Kind.FAILED, told.encode()
+        self._channel.send(kind, payload, call=frame.call)
+
+    async def _open(self, frame: Frame) -> bytes:
+        await self._host.open_session(str(frame.session))
+        self._inboxes[frame.session] = Inbox(0)
+        return _DONE
+
+    async def _step(self, frame: Frame) -> bytes:
+        request = self._inbox(frame).request(frame.payload)
+        assert request is not None
+        assert isinstance(request.action, _ACTIONS)
+        return whole(encode_done(0, 0, await self._host.run_step(str(frame.session), request.action)))
+
+    async def _compute(self, frame: Frame) -> bytes:
+        call, _, _ = decode_call(frame.payload)
+        return encode_result(await self._host.compute(call))
+
+    async def _export(self, frame: Frame) -> bytes:
+        cache = await self._host.export_session(str(frame.session))
+        return encode_state(0, 0, SessionState(cache, None))
+
+    async def _import(self, frame: Frame) -> bytes:
+        request = self._inbox(frame).request(frame.payload)
+        assert request is not None
+        assert isinstance(request.action, Import)
+        await self._host.import_session(str(frame.session), request.action.state.cache)
+        return _DONE
+
+    async def _close(self, frame: Frame) -> bytes:
+        self._inboxes.pop(frame.session, None)
+        await self._host.close_session(str(frame.session))
+        return _DONE
+
+    def _inbox(self, frame: Frame) -> Inbox:
+        # Of a session that is closed already the host says so itself.
+        return self._inboxes.get(frame.session) or Inbox(0)

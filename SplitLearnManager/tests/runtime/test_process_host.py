@@ -1,0 +1,361 @@
+"""A model in a process of its own: the contract of a session host, its death, and loads that fail or are cancelled."""
+
+import asyncio
+import os
+import signal
+import subprocess
+import sys
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
+from contextlib import asynccontextmanager
+from pathlib import Path
+
+import psutil
+import pytest
+import torch
+
+from splitlearn_comm import (
+    ComputeCall,
+    Crop,
+    Forward,
+    InvalidRequestError,
+    KVEntries,
+    KVEntry,
+    ServerUnavailableError,
+    SessionHost,
+    SessionNotFoundError,
+)
+from splitlearn_comm.testing import SessionHostContract
+from splitlearn_comm.testing.waiting import eventually
+from splitlearn_core import Trunk, load_part
+from splitlearn_core.testing import reference
+from splitlearn_manager.errors import BudgetExceededError, ModelFaultError, ModelLoadError
+from splitlearn_manager.runtime.load_reporter import LoadProgress, ModelSize
+from splitlearn_manager.runtime.model_process import ModelProcess
+from splitlearn_manager.runtime.model_spec import ModelSpec
+from splitlearn_manager.runtime.process_host import ProcessHost
+from tests.support.models import save_gpt2
+
+torch.set_num_threads(1)
+
+
+@pytest.fixture(scope="module")
+def spec(tmp_path_factory: pytest.TempPathFactory) -> ModelSpec:
+    directory = tmp_path_factory.mktemp("models") / "tiny"
+    save_gpt2(directory)
+    return ModelSpec(name="tiny", model=str(directory), num_threads=1)
+
+
+@pytest.fixture(scope="module")
+def trunk(spec: ModelSpec) -> Trunk:
+    part = load_part(spec.model, "trunk")
+    assert isinstance(part, Trunk)
+    return part.eval()
+
+
+@asynccontextmanager
+async def loaded(spec: ModelSpec) -> AsyncIterator[ModelProcess]:
+    process = ModelProcess(spec)
+    await process.load()
+    try:
+        yield process
+    finally:
+        await process.end()
+
+
+@pytest.fixture(scope="module")
+def runner() -> Iterator[asyncio.Runner]:
+    with asyncio.Runner() as runner:
+        yield runner
+
+
+@pytest.fixture(scope="module")
+def process(spec: ModelSpec, runner: asyncio.Runner) -> Iterator[ModelProcess]:
+    """One process for the tests that leave it as it was."""
+    context = loaded(spec)
+    yield runner.run(context.__aenter__())  # type: ignore[arg-type]
+    runner.run(context.__aexit__(None, None, None))  # type: ignore[arg-type]
+
+
+def hidden(batch: int, num_tokens: int, seed: int = 0) -> torch.Tensor:
+    return torch.randn(batch, num_tokens, 32, generator=torch.Generator().manual_seed(seed))
+
+
+class TestProcessHost(SessionHostContract):
+    tolerance = 1e-5
+
+    @pytest.fixture(autouse=True)
+    def _share(self, process: ModelProcess, runner: asyncio.Runner) -> None:
+        self.process, self.runner = process, runner
+
+    def make_host(self) -> SessionHost:
+        return ProcessHost(self.process)
+
+    def make_hidden(self, batch: int, num_tokens: int) -> torch.Tensor:
+        return hidden(batch, num_tokens, seed=torch.seed() % 1000)
+
+    def _run(self, check: Callable[[SessionHost], Awaitable[None]]) -> None:
+        async def run() -> None:
+            await check(self.make_host())
+
+        self.runner.run(run())
+
+
+def test_it_gives_what_the_trunk_gives_to_the_last_bit(
+    process: ModelProcess, runner: asyncio.Runner, trunk: Trunk
+) -> None:
+    hidden_BTH = hidden(2, 6)
+
+    async def run() -> torch.Tensor | None:
+        host = ProcessHost(process)
+        assert (await host.compute(ComputeCall(hidden_BTH))).tensor.equal(reference(trunk, hidden_BTH))
+        await host.open_session("a")
+        output_BTH = await host.run_step("a", Forward(hidden_BTH))
+        await host.close_session("a")
+        return output_BTH
+
+    output_BTH = runner.run(run())
+    assert output_BTH is not None
+    assert torch.equal(output_BTH, reference(trunk, hidden_BTH))
+    assert process.info.fingerprint == f"{trunk.fingerprint}:2-4"
+    assert process.info.name == "tiny"
+
+
+def test_a_session_goes_on_from_what_was_exported(process: ModelProcess, runner: asyncio.Runner, trunk: Trunk) -> None:
+    hidden_BTH = hidden(2, 6)
+
+    async def run() -> torch.Tensor | None:
+        host = ProcessHost(process)
+        await host.open_session("a")
+        await host.run_step("a", Forward(hidden_BTH[:, :5]))
+        cache = await host.export_session("a")
+        assert cache.position == 5
+        await host.open_session("b")
+        await host.import_session("b", cache)
+        output_BTH = await host.run_step("b", Forward(hidden_BTH[:, 5:]))
+        for name in ("a", "b"):
+            await host.close_session(name)
+        return output_BTH
+
+    output_BTH = runner.run(run())
+    assert output_BTH is not None
+    torch.testing.assert_close(output_BTH, reference(trunk, hidden_BTH)[:, 5:], rtol=0, atol=1e-5)
+
+
+def test_a_message_of_megabytes_arrives_whole(process: ModelProcess, runner: asyncio.Runner, trunk: Trunk) -> None:
+    hidden_BTH = hidden(512, 60)  # 3.9 MB each way
+
+    async def run() -> torch.Tensor:
+        both = await asyncio.gather(*(ProcessHost(process).compute(ComputeCall(hidden_BTH)) for _ in range(2)))
+        assert torch.equal(both[0].tensor, both[1].tensor)
+        return both[0].tensor
+
+    torch.testing.assert_close(runner.run(run()), reference(trunk, hidden_BTH), rtol=0, atol=1e-5)
+
+
+def test_what_the_host_refuses_is_refused_here(process: ModelProcess, runner: asyncio.Runner) -> None:
+    async def run() -> None:
+        host = ProcessHost(process)
+        await host.open_session("a")
+        await host.run_step("a", Forward(hidden(1, 3)))
+        with pytest.raises(InvalidRequestError, match="not those of this trunk"):
+            await host.import_session("a", KVEntries((KVEntry(9, "attention", {}),), 3))
+        output = await host.run_step("a", Forward(hidden(1, 1)))
+        assert output is not None
+        await host.close_session("a")
+
+    runner.run(run())
+
+
+def test_a_step_that_fails_is_no_refusal_and_ends_its_session_alone(
+    process: ModelProcess, runner: asyncio.Runner
+) -> None:
+    async def run() -> None:
+        host = ProcessHost(process)
+        for name in ("failing", "other"):
+            await host.open_session(name)
+            await host.run_step(name, Forward(hidden(1, 3)))
+        with pytest.raises(ModelFaultError, match="PartInputError") as caught:
+            await host.run_step("failing", Forward(hidden(1, 3)[:, :, :5]))
+        assert "tensor(" not in str(caught.value)
+        with pytest.raises(SessionNotFoundError):
+            await host.run_step("failing", Crop(1))
+        await host.run_step("other", Forward(hidden(1, 1)))
+        for name in ("failing", "other"):
+            await host.close_session(name)
+
+    runner.run(run())
+
+
+def test_a_session_whose_opening_was_cancelled_is_not_left_open(
+    process: ModelProcess, runner: asyncio.Runner, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    sent: list[tuple[str, int]] = []
+    send = process._channel.send
+
+    def watched(kind, payload=b"", *, call=0, session=0):  # type: ignore[no-untyped-def]
+        sent.append((kind.name, session))
+        send(kind, payload, call=call, session=session)
+
+    async def run() -> None:
+        host = ProcessHost(process)
+        opening = asyncio.create_task(host.open_session("a"))
+        await asyncio.sleep(0)
+        opening.cancel()
+        with pytest.raises(asyncio.CancelledError):
+            await opening
+        with pytest.raises(SessionNotFoundError):
+            await host.run_step("a", Crop(0))
+
+    monkeypatch.setattr(process._channel, "send", watched)
+    runner.run(run())
+    assert sent == [("OPEN", 1), ("CLOSE", 1)]
+
+
+@pytest.mark.slow
+def test_the_weights_size_is_known_before_they_are_read_and_what_is_loaded_is_told(
+    spec: ModelSpec, trunk: Trunk
+) -> None:
+    told: list[LoadProgress | ModelSize] = []
+
+    async def admit(size: ModelSize) -> None:
+        told.append(size)
+
+    async def run() -> None:
+        process = ModelProcess(spec)
+        try:
+            await process.load(admit, told.append)
+        finally:
+            await process.end()
+
+    asyncio.run(run())
+    phases = [item.phase for item in told if isinstance(item, LoadProgress)]
+    assert list(dict.fromkeys(phases)) == [
+        "looking for the checkpoint",
+        "reading the checkpoint",
+        "loading weights",
+        "warming up",
+    ]
+    weights_bytes = sum(parameter.nbytes for parameter in trunk.parameters())
+    assert told[1] == ModelSize(device="cpu", weights_bytes=weights_bytes)
+    last = [item for item in told if isinstance(item, LoadProgress) and item.phase == "loading weights"][-1]
+    assert last.num_done == last.num_total > 10
+    assert str(last) == f"loading weights, {last.num_total} of {last.num_total} tensors"
+
+
+def leftovers(tmp_path: Path) -> tuple[int, int, list[str]]:
+    """What a failed load may have left: processes, descriptors, files."""
+    me = psutil.Process()
+    return len(me.children(recursive=True)), me.num_fds(), sorted(path.name for path in tmp_path.iterdir())
+
+
+@pytest.fixture
+def own_tmp(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    directory = tmp_path / "temporary"
+    directory.mkdir()
+    monkeypatch.setattr("tempfile.tempdir", str(directory))
+    return directory
+
+
+def test_a_load_that_fails_says_why_and_leaves_nothing(tmp_path: Path, own_tmp: Path) -> None:
+    save_gpt2(tmp_path / "cut")
+    weights = tmp_path / "cut" / "model.safetensors"
+    weights.write_bytes(weights.read_bytes()[:-100])
+
+    async def run() -> None:
+        before = leftovers(own_tmp)
+        process = ModelProcess(ModelSpec(name="cut", model=str(tmp_path / "cut"), num_threads=1))
+        with pytest.raises(ModelLoadError, match=r"cut version 1 cannot be loaded: .* is truncated: \d+ of") as caught:
+            await process.load()
+        assert caught.value.kind == "CheckpointError"
+        assert leftovers(own_tmp) == before
+
+    asyncio.run(run())
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("refused", [True, False])
+def test_a_load_for_which_there_is_no_room_or_that_is_cancelled_leaves_nothing(
+    spec: ModelSpec, own_tmp: Path, refused: bool
+) -> None:
+    async def run() -> None:
+        before = leftovers(own_tmp)
+        process = ModelProcess(spec)
+        asked = asyncio.Event()
+
+        async def admit(size: ModelSize) -> None:
+            asked.set()
+            if refused:
+                raise BudgetExceededError("no room")
+            await asyncio.Event().wait()
+
+        load = asyncio.create_task(process.load(admit))
+        await asked.wait()
+        assert leftovers(own_tmp)[0] == before[0] + 1
+        if not refused:
+            load.cancel()
+        with pytest.raises(BudgetExceededError if refused else asyncio.CancelledError):
+            await load
+        assert leftovers(own_tmp) == before
+
+    asyncio.run(run())
+
+
+@pytest.mark.slow
+def test_killed_while_it_works_it_says_so_to_all_that_wait(spec: ModelSpec, own_tmp: Path) -> None:
+    async def run() -> None:
+        before = leftovers(own_tmp)
+        process = ModelProcess(spec)
+        await process.load()
+        host = ProcessHost(process)
+        await host.open_session("a")
+        # Stopped first, so that the step is certainly running when the process is killed.
+        assert process.pid is not None
+        os.kill(process.pid, signal.SIGSTOP)
+        steps = [asyncio.create_task(host.run_step("a", Forward(hidden(1, 2)))) for _ in range(2)]
+        await asyncio.sleep(0)
+        os.kill(process.pid, signal.SIGKILL)
+        for step in steps:
+            with pytest.raises(ServerUnavailableError, match=r"tiny version 1 was killed by signal 9 \(SIGKILL\)"):
+                await step
+        assert (await process.wait_ended()).startswith("was killed by signal 9 (SIGKILL), last saying: INFO ")
+        with pytest.raises(ServerUnavailableError, match="its sessions are lost"):
+            await host.run_step("a", Forward(hidden(1, 2)))
+        with pytest.raises(ServerUnavailableError):
+            await host.open_session("b")
+        await host.close_session("a")
+        await process.end()
+        assert leftovers(own_tmp) == before
+
+    asyncio.run(run())
+
+
+PARENT = """
+import asyncio, sys
+from splitlearn_manager.runtime.model_process import ModelProcess
+from splitlearn_manager.runtime.model_spec import ModelSpec
+
+async def run():
+    process = ModelProcess(ModelSpec(name="orphan", model=sys.argv[1], num_threads=1))
+    async def admit(size):
+        if sys.argv[2] == "loading":
+            print(process.pid, flush=True)
+            await asyncio.Event().wait()
+    await process.load(admit)
+    print(process.pid, flush=True)
+    await asyncio.Event().wait()
+
+asyncio.run(run())
+"""
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("when", ["loading", "ready"])
+def test_it_ends_when_its_parent_is_killed(spec: ModelSpec, tmp_path: Path, when: str) -> None:
+    command = [sys.executable, "-c", PARENT, spec.model, when]
+    environment = {**os.environ, "TMPDIR": str(tmp_path)}
+    with subprocess.Popen(command, stdout=subprocess.PIPE, text=True, env=environment) as parent:
+        assert parent.stdout is not None
+        child = psutil.Process(int(parent.stdout.readline()))
+        parent.kill()
+    eventually(lambda: not child.is_running() or child.status() == psutil.STATUS_ZOMBIE)
+    assert list(tmp_path.iterdir()) == []
