@@ -152,6 +152,5 @@ class _CallTogether(ObservedCall):
             call.on_step(step)
 
     def on_end(self, summary: CallSummary) -> None:
-        # The last that began ends first, as contexts of calls do.
-        for call in reversed(self._calls):
+        for call in self._calls:
             call.on_end(summary)

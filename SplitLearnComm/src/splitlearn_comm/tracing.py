@@ -125,11 +125,8 @@ class _ServerSpan(_Span):
 
     def __init__(self, tracer: trace.Tracer, span: trace.Span) -> None:
         super().__init__(tracer, span)
-        self._mark = contexts.attach(self._context)
-
-    def on_end(self, summary: CallSummary) -> None:
-        contexts.detach(self._mark)
-        super().on_end(summary)
+        # Nothing to detach: gRPC serves each call in a task, and so in a context, of its own.
+        contexts.attach(self._context)
 
 
 def _names_of(method: str) -> dict[str, str]:
