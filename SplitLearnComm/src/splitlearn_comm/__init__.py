@@ -16,6 +16,7 @@ from splitlearn_comm.directory import HostDirectory, Lease, NamedHosts, SingleHo
 from splitlearn_comm.errors import (
     AddressInUseError,
     AuthenticationError,
+    ClientClosedError,
     CommError,
     DeadlineExceededError,
     FingerprintMismatchError,
@@ -64,6 +65,7 @@ __all__ = [
     "AuthenticationError",
     "AutoCodec",
     "CallSummary",
+    "ClientClosedError",
     "ClientLimits",
     "ClientOptions",
     "ClientSession",

@@ -11,6 +11,7 @@ CommError
 ├── ResourceExhaustedError                    the server has no room: sessions, memory
 ├── ServerUnavailableError (ConnectionError)  nothing listens there, or it went away
 ├── DeadlineExceededError (TimeoutError)      no answer in time
+├── ClientClosedError (RuntimeError)          the client or the session was closed here, while or before it was used
 ├── AddressInUseError (OSError)               a server cannot listen where it was told to
 ├── AuthenticationError (PermissionError)     one end could not prove who it is: token, certificate
 ├── PermissionDeniedError (PermissionError)   who it is was proven, and it may not do this
@@ -90,6 +91,11 @@ class DeadlineExceededError(CommError, TimeoutError):
     """The answer did not come in time."""
 
 
+class ClientClosedError(CommError, RuntimeError):
+    """The client, or the session, was closed in its own process: before it was used, or while an answer was waited
+    for."""
+
+
 class AddressInUseError(CommError, OSError):
     """A server cannot listen on its address and port; raised in the server's own process."""
 
@@ -119,6 +125,7 @@ CODES: dict[type[CommError], grpc.StatusCode] = {
     ServiceNotFoundError: grpc.StatusCode.NOT_FOUND,
     StepOrderError: grpc.StatusCode.FAILED_PRECONDITION,
     FingerprintMismatchError: grpc.StatusCode.FAILED_PRECONDITION,
+    ClientClosedError: grpc.StatusCode.FAILED_PRECONDITION,
     ResourceExhaustedError: grpc.StatusCode.RESOURCE_EXHAUSTED,
     MessageTooLargeError: grpc.StatusCode.RESOURCE_EXHAUSTED,
     ServerUnavailableError: grpc.StatusCode.UNAVAILABLE,

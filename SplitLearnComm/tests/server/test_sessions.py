@@ -313,3 +313,19 @@ def test_a_refused_open_makes_nobody_the_owner_of_anothers_session() -> None:
             answers = method(iter([request.SerializeToString()]), metadata=(("authorization", f"Bearer {'m' * 32}"),))
             assert pb.SessionResponse.FromString(next(answers)).HasField("error")
         assert float(session.step(token)[0, 0, 0]) == 2.0
+
+
+def test_a_stream_that_has_to_end_says_why_in_an_answer_too() -> None:
+    config = GRPCServerConfig(max_message_bytes=1000)
+    piece = pb.SessionRequest(chunk=pb.TensorChunk(data=b"x" * 900, total_bytes=900)).SerializeToString()
+    with (
+        GRPCComputeServer(RunningSumHost(), port=0, config=config) as server,
+        grpc.insecure_channel(server.address) as channel,
+    ):
+        call = channel.stream_stream("/splitlearn.v1.ComputeService/Session", None, None)(iter([piece] * 2000))
+        answer = pb.SessionResponse.FromString(next(call))
+        with pytest.raises(grpc.RpcError) as ended:
+            next(call)
+    assert answer.error.kind == "ResourceExhaustedError"
+    assert ended.value.code() is grpc.StatusCode.RESOURCE_EXHAUSTED
+    assert answer.error.request_id in str(ended.value.trailing_metadata())

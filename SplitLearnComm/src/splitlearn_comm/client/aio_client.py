@@ -18,6 +18,7 @@ import splitlearn_comm.protocol as protocol
 from splitlearn_comm.client.aio_session import AsyncClientSession
 from splitlearn_comm.client.aio_stream import AsyncStream
 from splitlearn_comm.client.chooser import CodecChooser, Question, Reply
+from splitlearn_comm.client.closing import closed_here, is_cancelled_by_its_owner
 from splitlearn_comm.client.course import Pause, SessionCourse
 from splitlearn_comm.client.cursor import SessionCursor
 from splitlearn_comm.client.deadline import Deadline
@@ -53,6 +54,7 @@ class AsyncComputeClient:
         }
         self._statistics = ClientStatistics()
         self._info: ServiceInfo | None = None
+        self._is_closed = False
         self._chooser = CodecChooser(self._settings.auto or AutoCodec())
         self._choosing = asyncio.Lock()
 
@@ -150,7 +152,9 @@ class AsyncComputeClient:
         return replace(self._statistics)
 
     async def close(self) -> None:
-        """End all sessions and the connection. May be called twice."""
+        """End all sessions and the connection. May be called twice, and while other tasks use the client: what they
+        wait for ends with `ClientClosedError`."""
+        self._is_closed = True
         for channel in self._channels.values():
             await channel.close(None)
 
@@ -189,14 +193,23 @@ class AsyncComputeClient:
         method = self._methods[address, path]
         with WatchedCall(self._settings.observer, path, len(message)) as call:
             metadata = (*self._settings.metadata(), *call.metadata())
+            self._check_open()
             try:
                 reply: bytes = await method(message, timeout=deadline.remaining_s(), metadata=metadata)
             except grpc.RpcError as error:
                 raise translate(error, address, deadline.timeout_s) from error
+            except asyncio.CancelledError:
+                if is_cancelled_by_its_owner():
+                    raise
+                raise closed_here() from None
             call.bytes_received = len(reply)
         self._statistics.count_sent(len(message))
         self._statistics.bytes_received += len(reply)
         return reply
+
+    def _check_open(self) -> None:
+        if self._is_closed:
+            raise closed_here()
 
     async def _choose_codec(self, address: str, deadline: Deadline) -> CodecChoice:
         """What to code hidden states with over the link to a server: what was chosen, or chosen now."""
@@ -224,6 +237,7 @@ class AsyncComputeClient:
         return Reply(message, time.perf_counter() - began_s)
 
     def _open_stream(self, cursor: SessionCursor, address: str) -> AsyncStream:
+        self._check_open()
         method: Any = self._channels[address].stream_stream(protocol.SESSION, None, None)
         call: Any = method(None, metadata=cursor.metadata())
         return AsyncStream(call, address, self._settings.inbox(cursor.codecs), self._statistics)

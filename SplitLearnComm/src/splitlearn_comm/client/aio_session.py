@@ -11,6 +11,7 @@ from typing import Self
 import torch
 
 from splitlearn_comm.client.aio_stream import AsyncStream
+from splitlearn_comm.client.closing import closed_here
 from splitlearn_comm.client.course import (
     Choose,
     Connect,
@@ -113,7 +114,8 @@ class AsyncClientSession:
     async def close(self) -> None:
         """End the session. May be called twice, and when the server is gone."""
         stream, self._stream = self._stream, None
-        is_polite = stream is not None and not self._cursor.is_over
+        # Behind a step that another waits for, its answer would be taken for the answer to this.
+        is_polite = stream is not None and not self._cursor.is_over and not self._is_in_use
         self._cursor.end()
         if stream is None:
             return
@@ -171,11 +173,14 @@ class AsyncClientSession:
     async def _perform(self, effect: Effect, deadline: Deadline) -> steps.Answer | CodecChoice | None:
         match effect:
             case Exchange(message, step_id):
-                assert self._stream is not None, "a course connects before it exchanges"
+                if self._stream is None:
+                    raise closed_here()  # by another, just now: a course connects before it exchanges
                 return await self._stream.exchange(message, deadline, step_id)
             case Choose(address):
                 return await self._choose(address, deadline)
             case Connect(address, keeps_other):
+                if self._cursor.is_over:
+                    raise closed_here()  # by another, while this waited
                 if keeps_other:
                     self._put_aside, self._stream = self._stream, None
                 self._drop_stream()

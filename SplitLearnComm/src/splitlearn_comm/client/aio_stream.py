@@ -3,19 +3,24 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 from typing import Any
 
 import grpc
 import grpc.aio
 
+from splitlearn_comm.client.closing import closed_here, is_cancelled_by_its_owner
 from splitlearn_comm.client.cursor import is_stale
 from splitlearn_comm.client.deadline import Deadline
 from splitlearn_comm.client.failures import gone, translate
 from splitlearn_comm.client.statistics import ClientStatistics
-from splitlearn_comm.errors import CommError, RemoteInternalError
-from splitlearn_comm.framing.chunks import Outgoing, messages_of
+from splitlearn_comm.errors import CommError
+from splitlearn_comm.framing.chunks import ChunkedMessage, Outgoing, messages_of
 from splitlearn_comm.framing.steps import Answer, Inbox
 
+WRITE_FAILED = "Internal error from Core"
+"""What gRPC says of a stream that ended while something was written to it."""
+_PAUSES_S = (0.0, 0.001, 0.01, 0.05)
 _END = grpc.aio.EOF  # type: ignore[attr-defined]
 
 
@@ -40,15 +45,29 @@ class AsyncStream:
         self._statistics.count_sent(len(message))
         try:
             async with asyncio.timeout(deadline.remaining_s()):
-                for piece in messages_of(message):
-                    await self._call.write(piece)
-                return await self._answer_to(step_id)
+                if isinstance(message, bytes):
+                    await self._call.write(message)
+                    return await self._answer_to(step_id)
+                return await self._exchange_chunks(message, step_id)
         except TimeoutError as error:
             raise deadline.exceeded() from error
-        except grpc.RpcError as error:
-            raise self._translated(error, deadline) from error
-        except asyncio.InvalidStateError as error:
-            raise gone(self._address, str(error)) from error
+        except asyncio.CancelledError:
+            if is_cancelled_by_its_owner():
+                raise
+            raise closed_here() from None
+        except (grpc.RpcError, asyncio.InvalidStateError) as error:
+            raise await self._reason(deadline) from error
+
+    async def _exchange_chunks(self, message: ChunkedMessage, step_id: int) -> Answer:
+        # Read from the beginning on: where the stream ends meanwhile, only one who reads is told why.
+        reading = asyncio.create_task(self._answer_to(step_id))
+        try:
+            with contextlib.suppress(grpc.RpcError, asyncio.InvalidStateError):
+                for piece in messages_of(message):
+                    await self._call.write(piece)
+            return await reading
+        finally:
+            reading.cancel()
 
     async def _answer_to(self, step_id: int) -> Answer:
         while (data := await self._call.read()) is not _END:
@@ -58,12 +77,27 @@ class AsyncStream:
                 return answer
         raise gone(self._address, "it ended the stream")
 
-    def _translated(self, error: grpc.RpcError, deadline: Deadline) -> CommError:
-        translated = translate(error, self._address, deadline.timeout_s)
-        if isinstance(translated, RemoteInternalError) and translated.request_id is None:
-            # A write to a connection that broke before: gRPC reports a failed batch of its own, not the reason.
-            return gone(self._address, "the stream broke")
-        return translated
+    async def _reason(self, deadline: Deadline) -> CommError:
+        """Why the stream ended, as its status says.
+
+        A write that fails puts a status of its own, which gives no reason, in the place of the server's. Where somebody
+        reads, that comes a moment later; else the stream just broke, and a new one will tell.
+        """
+        for pause_s in _PAUSES_S:
+            await asyncio.sleep(pause_s)
+            if await self._call.details() != WRITE_FAILED:
+                return await self._status(deadline)
+        return gone(self._address, "the stream broke")
+
+    async def _status(self, deadline: Deadline) -> CommError:
+        call = self._call
+        code, details = await call.code(), await call.details()
+        if code is grpc.StatusCode.OK:
+            return gone(self._address, "it ended the stream")
+        initial, trailing = await call.initial_metadata(), await call.trailing_metadata()
+        return translate(
+            grpc.aio.AioRpcError(code, initial, trailing, details, details), self._address, deadline.timeout_s
+        )
 
     def close(self) -> None:
         """End the stream, whatever it is doing."""

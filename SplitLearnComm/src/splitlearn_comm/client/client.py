@@ -15,6 +15,7 @@ import torch
 
 import splitlearn_comm.protocol as protocol
 from splitlearn_comm.client.chooser import CodecChooser, Question, Reply
+from splitlearn_comm.client.closing import closed_here
 from splitlearn_comm.client.course import Pause, SessionCourse
 from splitlearn_comm.client.cursor import SessionCursor
 from splitlearn_comm.client.deadline import Deadline
@@ -182,7 +183,8 @@ class GRPCComputeClient:
         return replace(self._statistics)
 
     def close(self) -> None:
-        """End all sessions and the connection. May be called twice."""
+        """End all sessions and the connection. May be called twice, and while other threads use the client: what they
+        wait for ends with `ClientClosedError`."""
         self._watch.close()
         for channel in self._channels.values():
             channel.close()
@@ -224,12 +226,18 @@ class GRPCComputeClient:
             metadata = (*self._settings.metadata(), *call.metadata())
             try:
                 reply: bytes = method(message, timeout=deadline.remaining_s(), metadata=metadata)
-            except grpc.RpcError as error:
-                raise translate(error, address, deadline.timeout_s) from error
+            except (grpc.RpcError, ValueError) as error:
+                raise self._translated(error, address, deadline) from error
             call.bytes_received = len(reply)
         self._statistics.count_sent(len(message))
         self._statistics.bytes_received += len(reply)
         return reply
+
+    def _translated(self, error: grpc.RpcError | ValueError, address: str, deadline: Deadline) -> Exception:
+        # On a channel that is closed gRPC raises ValueError; calls that it ended look as if the server had done it.
+        if self._watch.is_closed:
+            return closed_here()
+        return translate(error, address, deadline.timeout_s) if isinstance(error, grpc.RpcError) else error
 
     def _choose_codec(self, address: str, deadline: Deadline) -> CodecChoice:
         """What to code hidden states with over the link to a server: what was chosen, or chosen now."""
@@ -259,4 +267,7 @@ class GRPCComputeClient:
     def _open_stream(self, cursor: SessionCursor, address: str) -> SyncStream:
         method: Any = self._channels[address].stream_stream(protocol.SESSION, None, None)
         named: Any = partial(method, metadata=cursor.metadata())
-        return SyncStream(named, address, self._settings.inbox(cursor.codecs), self._watch, self._statistics)
+        try:
+            return SyncStream(named, address, self._settings.inbox(cursor.codecs), self._watch, self._statistics)
+        except ValueError as error:
+            raise (closed_here() if self._watch.is_closed else error) from None

@@ -9,6 +9,7 @@ from typing import Any
 
 import grpc
 
+from splitlearn_comm.client.closing import closed_here
 from splitlearn_comm.client.cursor import is_stale
 from splitlearn_comm.client.deadline import Deadline
 from splitlearn_comm.client.failures import gone, translate
@@ -41,7 +42,7 @@ class SyncStream:
         self._address = address
         self._watch = watch
         self._statistics = statistics
-        self._was_given_up = False
+        self._was_given_up = self._was_closed = False
         self._outbox: SimpleQueue[Outgoing | None] = SimpleQueue()
         self._inbox = inbox
         self._call: Any = method(_messages_in(self._outbox))
@@ -59,6 +60,7 @@ class SyncStream:
         Raises:
             DeadlineExceededError: It did not come in time; the stream is of no more use.
             ServerUnavailableError: The stream broke.
+            ClientClosedError: It was closed meanwhile, or the client.
             InvalidRequestError: What came is no answer.
             CommError: The stream ended for another reason.
         """
@@ -78,6 +80,8 @@ class SyncStream:
         except grpc.RpcError as error:
             if self._was_given_up:
                 raise deadline.exceeded() from error
+            if self._was_closed or self._watch.is_closed:
+                raise closed_here() from error
             raise translate(error, self._address, deadline.timeout_s) from error
         finally:
             self.due_at_s = math.inf
@@ -89,6 +93,7 @@ class SyncStream:
 
     def close(self) -> None:
         """End the stream, whatever it is doing."""
+        self._was_closed = True
         self._watch.remove(self)
         self._outbox.put(None)
         self._call.cancel()

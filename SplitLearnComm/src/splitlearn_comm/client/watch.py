@@ -35,6 +35,11 @@ class DeadlineWatch:
         self._is_closed = False
         self._thread: threading.Thread | None = None
 
+    @property
+    def is_closed(self) -> bool:
+        """Whether it was closed, and with it the client whose waits it ends."""
+        return self._is_closed
+
     def add(self, waiter: Waiting) -> None:
         """Watch over it until it is removed."""
         with self._changed:

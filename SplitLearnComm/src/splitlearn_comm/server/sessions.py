@@ -10,7 +10,8 @@ from typing import Any
 import grpc
 import grpc.aio
 
-from splitlearn_comm.errors import ResourceExhaustedError
+from splitlearn_comm.errors import CommError, ResourceExhaustedError
+from splitlearn_comm.framing import steps
 from splitlearn_comm.framing.chunks import messages_of
 from splitlearn_comm.observer import Observer
 from splitlearn_comm.server.config import GRPCServerConfig
@@ -127,7 +128,7 @@ class SessionService:
             if not self._is_draining:
                 raise
         except ResourceExhaustedError as error:
-            await abort(context, as_comm_error(error, f"the stream of {stream.conversation!r}"))
+            await _refuse(context, as_comm_error(error, f"the stream of {stream.conversation!r}"))
         except Exception:
             # Whatever gRPC raises for a connection that broke: the session waits for its client to come back.
             logger.debug("the stream of %r broke", stream.conversation, exc_info=True)
@@ -154,3 +155,10 @@ class SessionService:
             if conversation.pause_s:
                 await asyncio.sleep(conversation.pause_s)
                 conversation.pause_s = 0.0
+
+
+async def _refuse(context: grpc.aio.ServicerContext[Any, Any], error: CommError) -> None:
+    """End a stream, and say why in an answer too: an asyncio client that is writing never sees the status."""
+    with contextlib.suppress(grpc.aio.InternalError):
+        await context.write(steps.encode_refusal(0, 0, error))
+    await abort(context, error)

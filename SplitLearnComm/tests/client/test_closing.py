@@ -1,0 +1,117 @@
+"""A client or a session that is closed while another thread or task waits for it says so, in words of its own."""
+
+import asyncio
+from concurrent.futures import ThreadPoolExecutor
+from typing import Any
+
+import pytest
+import torch
+
+from splitlearn_comm import AsyncComputeClient, ClientClosedError, GRPCComputeClient, GRPCComputeServer
+from splitlearn_comm.client import FixedDelay
+from splitlearn_comm.testing import Gated, RunningSumHost, ServerProcess, eventually
+
+TOKEN = torch.ones(1, 1, 4)
+SLOWLY = FixedDelay(0.1, max_attempts=1000)
+wants = pytest.mark.parametrize("closed", ["client", "session"])
+
+
+@wants
+def test_while_a_thread_waits_for_an_answer(closed: str) -> None:
+    function = Gated()
+    with (
+        GRPCComputeServer(function, port=0) as server,
+        GRPCComputeClient(server.address, retry=SLOWLY) as client,
+        ThreadPoolExecutor(2) as pool,
+    ):
+        session = client.session()
+        waiting = [pool.submit(session.step, TOKEN)]
+        if closed == "client":
+            waiting.append(pool.submit(client.compute, TOKEN))
+        function.entered.acquire()
+        {"client": client, "session": session}[closed].close()
+        errors = [call.exception() for call in waiting]
+        function.gate.set()
+    for error in errors:
+        assert isinstance(error, ClientClosedError)
+        assert "closed here, by this program" in str(error)
+
+
+@wants
+def test_while_a_task_waits_for_an_answer(closed: str) -> None:
+    function = Gated()
+
+    async def main(address: str) -> list[Any]:
+        client = AsyncComputeClient(address, retry=SLOWLY)
+        session = client.session()
+        waiting = [asyncio.create_task(session.step(TOKEN))]
+        if closed == "client":
+            waiting.append(asyncio.create_task(client.compute(TOKEN)))
+        await asyncio.to_thread(function.entered.acquire)
+        await {"client": client, "session": session}[closed].close()
+        errors = await asyncio.gather(*waiting, return_exceptions=True)
+        await client.close()
+        return errors
+
+    with GRPCComputeServer(function, port=0) as server:
+        errors = asyncio.run(main(server.address))
+        function.gate.set()
+    assert [type(error) for error in errors] == [ClientClosedError] * len(errors)
+
+
+@wants
+def test_while_a_thread_waits_for_a_server_to_come_back(closed: str) -> None:
+    with (
+        ServerProcess("splitlearn_comm.testing:RunningSumHost") as process,
+        GRPCComputeClient(process.address, retry=SLOWLY) as client,
+        ThreadPoolExecutor(2) as pool,
+    ):
+        session = client.session()
+        process.kill()
+        waiting = [pool.submit(session.step, TOKEN)]
+        if closed == "client":
+            waiting.append(pool.submit(client.compute, TOKEN))
+        eventually(lambda: client.statistics().retries > 2)
+        {"client": client, "session": session}[closed].close()
+        assert [type(call.exception()) for call in waiting] == [ClientClosedError] * len(waiting)
+
+
+def test_a_closed_client_says_that_it_is_closed() -> None:
+    async def ask(address: str) -> None:
+        client = AsyncComputeClient(address)
+        await client.close()
+        for attempt in (client.health, client.get_info, lambda: client.compute(TOKEN), client.session().open):
+            with pytest.raises(ClientClosedError):
+                await attempt()
+
+    with GRPCComputeServer(RunningSumHost(), port=0) as server:
+        client = GRPCComputeClient(server.address)
+        session = client.session()
+        client.close()
+        for attempt in (
+            client.health,
+            client.get_info,
+            client.session,
+            lambda: client.compute(TOKEN),
+            lambda: session.step(TOKEN),
+        ):
+            with pytest.raises(ClientClosedError):
+                attempt()
+        asyncio.run(ask(server.address))
+
+
+@pytest.mark.parametrize("kind", ["call", "step"])
+def test_a_task_that_is_cancelled_by_its_owner_is_cancelled(kind: str) -> None:
+    function = Gated()
+
+    async def main(address: str) -> None:
+        async with AsyncComputeClient(address) as client:
+            task = asyncio.create_task(client.compute(TOKEN) if kind == "call" else client.session().step(TOKEN))
+            await asyncio.to_thread(function.entered.acquire)
+            task.cancel()
+            with pytest.raises(asyncio.CancelledError):
+                await task
+
+    with GRPCComputeServer(function, port=0) as server:
+        asyncio.run(main(server.address))
+        function.gate.set()
