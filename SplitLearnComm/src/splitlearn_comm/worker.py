@@ -4,18 +4,27 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import math
 import threading
+import time
 from collections.abc import Callable
+from contextvars import ContextVar
 from queue import Empty, SimpleQueue
 from typing import Any, NamedTuple, TypeVar
 
 T = TypeVar("T")
 
 
+DUE_S: ContextVar[float] = ContextVar("splitlearn_due_s", default=math.inf)
+"""Set around a `run` whose result is of no use from some time on, on the clock of `time.monotonic`: a call that has not
+begun by then is dropped, and its waiter cancelled."""
+
+
 class _Job(NamedTuple):
     call: Callable[[], Any]
     answer: asyncio.Future[Any]
     loop: asyncio.AbstractEventLoop
+    due_s: float
 
 
 class _Outcome(NamedTuple):
@@ -47,7 +56,7 @@ class WorkerThread:
             self._thread.start()
         loop = asyncio.get_running_loop()
         answer: asyncio.Future[T] = loop.create_future()
-        self._jobs.put(_Job(call, answer, loop))
+        self._jobs.put(_Job(call, answer, loop, DUE_S.get()))
         return await answer
 
     async def shutdown(self) -> None:
@@ -67,6 +76,10 @@ class WorkerThread:
 def _work(jobs: SimpleQueue[_Job | None]) -> None:
     while job := jobs.get():
         if job.answer.cancelled():
+            continue
+        if job.due_s < time.monotonic():
+            with contextlib.suppress(RuntimeError):
+                job.loop.call_soon_threadsafe(job.answer.cancel)
             continue
         try:
             outcome = _Outcome(job.call())

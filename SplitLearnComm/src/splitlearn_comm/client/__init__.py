@@ -8,6 +8,7 @@ from splitlearn_comm.client.retry import ExponentialBackoff, FixedDelay, RetrySt
 from splitlearn_comm.client.session import ClientSession
 from splitlearn_comm.client.settings import ClientOptions, ClientSettings
 from splitlearn_comm.client.statistics import ClientStatistics, StepBreakdown
+from splitlearn_comm.client.timeouts import Timeouts
 
 __all__ = [
     "AsyncClientSession",
@@ -22,4 +23,5 @@ __all__ = [
     "GRPCComputeClient",
     "RetryStrategy",
     "StepBreakdown",
+    "Timeouts",
 ]

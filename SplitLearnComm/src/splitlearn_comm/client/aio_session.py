@@ -83,7 +83,7 @@ class AsyncClientSession:
 
     async def open(self) -> None:
         """Open the session now, so that a refusal comes before the first step."""
-        deadline = Deadline.after(self._settings.connect_timeout_s)
+        deadline = Deadline.after(self._settings.open_timeout_s)
         await self._follow(self._course.open(deadline), deadline)
 
     async def step(
@@ -143,7 +143,7 @@ class AsyncClientSession:
         self._is_in_use = True
         try:
             message = self._cursor.step_message(action)
-            deadline = Deadline.after(timeout_s or self._settings.timeout_s)
+            deadline = Deadline.of_step(timeout_s, self._settings.step_timeout_s)
             answer = await self._follow(self._course.exchange(message, deadline), deadline)
             return self._cursor.take_answer(answer, len(message))
         finally:

@@ -16,7 +16,7 @@ from splitlearn_comm.client.failures import gone, translate
 from splitlearn_comm.client.statistics import ClientStatistics
 from splitlearn_comm.errors import CommError
 from splitlearn_comm.framing.chunks import ChunkedMessage, Outgoing, messages_of
-from splitlearn_comm.framing.steps import Answer, Inbox
+from splitlearn_comm.framing.steps import Answer, Inbox, with_timeout
 
 WRITE_FAILED = "Internal error from Core"
 """What gRPC says of a stream that ended while something was written to it."""
@@ -42,9 +42,12 @@ class AsyncStream:
 
     async def exchange(self, message: Outgoing, deadline: Deadline, step_id: int = 0) -> Answer:
         """Send a message and wait for its answer; arguments and errors as in `SyncStream.exchange`."""
+        remaining_s = deadline.remaining_s()
+        if step_id and deadline.is_told:
+            message = with_timeout(message, remaining_s)
         self._statistics.count_sent(len(message))
         try:
-            async with asyncio.timeout(deadline.remaining_s()):
+            async with asyncio.timeout(remaining_s):
                 if isinstance(message, bytes):
                     await self._call.write(message)
                     return await self._answer_to(step_id)

@@ -133,7 +133,7 @@ class GRPCComputeClient:
         call = ComputeCall(tensor, attention_mask, position_ids, past_key_values, use_cache)
         kv = self._settings.plan.agreed.kv
         message = check_size(calls.encode_call(call, expected_fingerprint, kv), self._settings.limit_bytes(self._info))
-        deadline = Deadline.after(timeout_s or self._settings.timeout_s)
+        deadline = Deadline.after(timeout_s or self._settings.compute_timeout_s)
         reply = self._call(protocol.COMPUTE, message, deadline)
         return calls.unpacked(calls.decode_result(reply, kv.to_client), use_cache)
 
@@ -156,13 +156,13 @@ class GRPCComputeClient:
     def get_info(self) -> ServiceInfo:
         """What is served; asked once."""
         if self._info is None:
-            deadline = Deadline.after(self._settings.connect_timeout_s)
+            deadline = Deadline.after(self._settings.control_timeout_s)
             self._info = service.decode_info(self._call(protocol.GET_SERVICE_INFO, b"", deadline))
         return self._info
 
     def health(self) -> bool:
         """Whether a server takes calls now. Raises `ServerUnavailableError` if there is none, without retrying."""
-        deadline = Deadline.after(self._settings.connect_timeout_s)
+        deadline = Deadline.after(self._settings.control_timeout_s)
         last: ServerUnavailableError | None = None
         for address in self._settings.addresses:
             try:

@@ -8,6 +8,9 @@ from typing import Self
 
 from splitlearn_comm.errors import DeadlineExceededError
 
+LONG_S = 30.0
+"""What is usual for a step, from here on, the server is not told."""
+
 
 @dataclass(frozen=True, slots=True)
 class Deadline:
@@ -17,6 +20,8 @@ class Deadline:
     """On the clock of `time.monotonic`."""
     timeout_s: float
     """How far ahead it was when it was set, for the message."""
+    is_told: bool = False
+    """Whether the server is to be told of it."""
 
     @classmethod
     def after(cls, timeout_s: float) -> Self:
@@ -29,6 +34,16 @@ class Deadline:
         if left_s <= 0:
             raise self.exceeded()
         return left_s
+
+    @classmethod
+    def of_step(cls, own_s: float | None, usual_s: float) -> Self:
+        """The deadline of a step: what the caller gave for it, else the usual.
+
+        The server is told of the first, and of the second where it is short; a bound that is only there for the worst
+        case is not worth a field in every message.
+        """
+        timeout_s = own_s or usual_s
+        return cls(time.monotonic() + timeout_s, timeout_s, own_s is not None or usual_s < LONG_S)
 
     def allows(self, delay_s: float) -> bool:
         """Whether something may still be done after so many seconds."""

@@ -62,7 +62,7 @@ class ClientSession:
         self._stream: SyncStream | None = None
         self._put_aside: SyncStream | None = None
         self._in_use = threading.Lock()
-        deadline = Deadline.after(settings.connect_timeout_s)
+        deadline = Deadline.after(settings.open_timeout_s)
         self._follow(course.open(deadline), deadline)
 
     def __repr__(self) -> str:
@@ -156,7 +156,7 @@ class ClientSession:
             raise RuntimeError("two threads use one session at the same time; open one for each")
         try:
             message = self._cursor.step_message(action)
-            deadline = Deadline.after(timeout_s or self._settings.timeout_s)
+            deadline = Deadline.of_step(timeout_s, self._settings.step_timeout_s)
             answer = self._follow(self._course.exchange(message, deadline), deadline)
             return self._cursor.take_answer(answer, len(message))
         finally:

@@ -10,6 +10,7 @@ from typing import Any, TypedDict, TypeVar
 import splitlearn_comm.protocol as protocol
 from splitlearn_comm.client.credentials import ClientTLS, Credentials
 from splitlearn_comm.client.retry import ExponentialBackoff, RetryStrategy
+from splitlearn_comm.client.timeouts import Timeouts
 from splitlearn_comm.codec import AutoCodec, CodecPlan
 from splitlearn_comm.errors import MessageTooLargeError
 from splitlearn_comm.framing.chunks import Outgoing
@@ -24,6 +25,7 @@ class ClientOptions(TypedDict, total=False):
 
     timeout_s: float
     connect_timeout_s: float
+    timeouts: Timeouts
     retry: RetryStrategy
     max_message_bytes: int
     codec: str | Codecs | AutoCodec | CodecPlan
@@ -48,6 +50,8 @@ class ClientSettings:
     """How long one call or step may take, retries included."""
     connect_timeout_s: float = 20.0
     """How long opening a session, or asking for health or information, may take."""
+    timeouts: Timeouts = field(default_factory=Timeouts)
+    """How long, for each kind of call by itself; what it leaves out is as the two above say."""
     retry: RetryStrategy = field(default_factory=ExponentialBackoff)
     """When to try again if the server cannot be reached."""
     max_message_bytes: int = protocol.MAX_MESSAGE_BYTES
@@ -98,6 +102,26 @@ class ClientSettings:
                 raise ValueError(f"{name} has to be ASCII, came {getattr(self, name)!r}; ask the server for its names")
         for address in self.addresses:
             self.credentials.check(address)
+
+    @cached_property
+    def compute_timeout_s(self) -> float:
+        """How long a stateless call may take."""
+        return self.timeouts.compute_s or self.timeout_s
+
+    @cached_property
+    def step_timeout_s(self) -> float:
+        """How long a step may take."""
+        return self.timeouts.step_s or self.timeout_s
+
+    @cached_property
+    def control_timeout_s(self) -> float:
+        """How long asking for health or information may take."""
+        return self.timeouts.control_s or self.connect_timeout_s
+
+    @cached_property
+    def open_timeout_s(self) -> float:
+        """How long opening a session may take."""
+        return self.timeouts.connect_s or self.connect_timeout_s
 
     def metadata(self) -> tuple[tuple[str, str], ...]:
         """What goes with one call: a name for it in the server's log, the token, and the model it is for."""

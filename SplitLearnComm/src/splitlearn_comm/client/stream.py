@@ -16,7 +16,7 @@ from splitlearn_comm.client.failures import gone, translate
 from splitlearn_comm.client.statistics import ClientStatistics
 from splitlearn_comm.client.watch import DeadlineWatch
 from splitlearn_comm.framing.chunks import Outgoing, messages_of
-from splitlearn_comm.framing.steps import Answer, Inbox
+from splitlearn_comm.framing.steps import Answer, Inbox, with_timeout
 
 
 class SyncStream:
@@ -64,7 +64,9 @@ class SyncStream:
             InvalidRequestError: What came is no answer.
             CommError: The stream ended for another reason.
         """
-        deadline.remaining_s()
+        remaining_s = deadline.remaining_s()
+        if step_id and deadline.is_told:
+            message = with_timeout(message, remaining_s)
         self._watch.begin(self, deadline.at_s)
         self._statistics.count_sent(len(message))
         self._outbox.put(message)

@@ -31,6 +31,7 @@ from splitlearn_comm.messages import (
 )
 
 _DONE = pb.Done()
+_MAX_UINT32 = (1 << 32) - 1
 _FORWARD_TENSOR = (pb.SessionRequest.FORWARD_FIELD_NUMBER, pb.Forward.TENSOR_FIELD_NUMBER)
 _RESPONSE_TENSOR = (pb.SessionResponse.TENSOR_FIELD_NUMBER,)
 _REQUEST_CHUNK = pb.SessionRequest.CHUNK_FIELD_NUMBER
@@ -81,6 +82,8 @@ class Request:
     position: int
     """Tokens in the cache before it, as the client counts."""
     action: Action | Open | Close | Export | Import
+    timeout_ms: int = 0
+    """How long the client waits for the answer, counted from when it sent it; 0 if it does not say."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -153,11 +156,11 @@ class Inbox:
         # Beside another action the last one counts, and protobuf says which that is.
         if taken and (outer := parse(pb.SessionRequest, taken.outer)).WhichOneof("action") is None:
             mask, positions = _beside_of(taken.beside)
-            return Request(outer.step_id, outer.position, Forward(taken.tensor, mask, positions))
+            return Request(outer.step_id, outer.position, Forward(taken.tensor, mask, positions), outer.timeout_ms)
         if self._take_chunk(data, _REQUEST_CHUNK):
             return None
         message = parse(pb.SessionRequest, data)
-        return Request(message.step_id, message.position, self._action_of(message))
+        return Request(message.step_id, message.position, self._action_of(message), message.timeout_ms)
 
     def answer(self, data: bytes) -> Answer | None:
         """The answer in the bytes; None for a chunk, which is kept for the message it belongs to.
@@ -282,6 +285,13 @@ def encode_step(step_id: int, position: int, action: Action, packing: Packing = 
         case _:
             assert_never(action)
     return request.SerializeToString()
+
+
+def with_timeout(step: Outgoing, remaining_s: float) -> Outgoing:
+    """A step that says how long its client will wait for the answer: before the other fields, where the tensor's place
+    is found as fast as without it."""
+    field = pb.SessionRequest(timeout_ms=min(max(1, round(remaining_s * 1000)), _MAX_UINT32)).SerializeToString()
+    return field + step if isinstance(step, bytes) else replace(step, last=field + step.last)
 
 
 def encode_opened(step_id: int, position: int, opened: Opened) -> bytes:

@@ -26,6 +26,7 @@ from splitlearn_comm.messages import (
 )
 from splitlearn_comm.observer import StepSummary, action_name
 from splitlearn_comm.server.config import GRPCServerConfig
+from splitlearn_comm.server.due import in_time
 from splitlearn_comm.server.faults import as_comm_error
 from splitlearn_comm.server.open_sessions import OpenSessions
 from splitlearn_comm.server.security.accounts import Meter
@@ -73,6 +74,7 @@ class Conversation:
         self._attachment = 0
         self._arrived_s = 0.0
         self._compute_s = 0.0
+        self._due_s: float | None = None
         self._pending_bytes = 0
 
     def __repr__(self) -> str:
@@ -99,6 +101,7 @@ class Conversation:
                 self._pending_bytes += len(data)
                 return None
             step_id, position = request.step_id, request.position
+            self._due_s = time.monotonic() + request.timeout_ms / 1000 if request.timeout_ms else None
             self._admit(request, now)
             reply = await self._do(request)
         except Exception as error:
@@ -246,6 +249,8 @@ class Conversation:
             served.validator.check_forward(action, ledger.position)
         began_s = time.perf_counter()
         try:
+            if self._due_s is not None:
+                return await in_time(served.host.run_step(ledger.session_id, action), self._due_s)
             return await served.host.run_step(ledger.session_id, action)
         except CommError:
             raise

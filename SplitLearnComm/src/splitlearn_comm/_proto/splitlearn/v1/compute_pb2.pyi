@@ -123,7 +123,7 @@ class ComputeResponse(_message.Message):
     def __init__(self, tensor: _Optional[_Union[TensorData, _Mapping]] = ..., past_key_values: _Optional[_Union[KVCache, _Mapping]] = ...) -> None: ...
 
 class SessionRequest(_message.Message):
-    __slots__ = ("session_id", "step_id", "position", "open", "forward", "reorder", "crop", "start_recording", "close", "chunk", "export", "import_state")
+    __slots__ = ("session_id", "step_id", "position", "open", "forward", "reorder", "crop", "start_recording", "close", "chunk", "export", "import_state", "timeout_ms")
     SESSION_ID_FIELD_NUMBER: _ClassVar[int]
     STEP_ID_FIELD_NUMBER: _ClassVar[int]
     POSITION_FIELD_NUMBER: _ClassVar[int]
@@ -136,6 +136,7 @@ class SessionRequest(_message.Message):
     CHUNK_FIELD_NUMBER: _ClassVar[int]
     EXPORT_FIELD_NUMBER: _ClassVar[int]
     IMPORT_STATE_FIELD_NUMBER: _ClassVar[int]
+    TIMEOUT_MS_FIELD_NUMBER: _ClassVar[int]
     session_id: str
     step_id: int
     position: int
@@ -148,7 +149,8 @@ class SessionRequest(_message.Message):
     chunk: TensorChunk
     export: Export
     import_state: Import
-    def __init__(self, session_id: _Optional[str] = ..., step_id: _Optional[int] = ..., position: _Optional[int] = ..., open: _Optional[_Union[Open, _Mapping]] = ..., forward: _Optional[_Union[Forward, _Mapping]] = ..., reorder: _Optional[_Union[Reorder, _Mapping]] = ..., crop: _Optional[_Union[Crop, _Mapping]] = ..., start_recording: _Optional[_Union[StartRecording, _Mapping]] = ..., close: _Optional[_Union[Close, _Mapping]] = ..., chunk: _Optional[_Union[TensorChunk, _Mapping]] = ..., export: _Optional[_Union[Export, _Mapping]] = ..., import_state: _Optional[_Union[Import, _Mapping]] = ...) -> None: ...
+    timeout_ms: int
+    def __init__(self, session_id: _Optional[str] = ..., step_id: _Optional[int] = ..., position: _Optional[int] = ..., open: _Optional[_Union[Open, _Mapping]] = ..., forward: _Optional[_Union[Forward, _Mapping]] = ..., reorder: _Optional[_Union[Reorder, _Mapping]] = ..., crop: _Optional[_Union[Crop, _Mapping]] = ..., start_recording: _Optional[_Union[StartRecording, _Mapping]] = ..., close: _Optional[_Union[Close, _Mapping]] = ..., chunk: _Optional[_Union[TensorChunk, _Mapping]] = ..., export: _Optional[_Union[Export, _Mapping]] = ..., import_state: _Optional[_Union[Import, _Mapping]] = ..., timeout_ms: _Optional[int] = ...) -> None: ...
 
 class Open(_message.Message):
     __slots__ = ("expected_fingerprint", "resume", "chunk_bytes", "hidden", "timings", "can_move", "gradient", "kv")
