@@ -6,6 +6,7 @@ what the server keeps for ever. The first round is for warming up. `SOAK_MINUTES
 
 import json
 import os
+import signal
 import subprocess
 import sys
 from collections import Counter
@@ -22,14 +23,14 @@ import torch
 from splitlearn_comm import GRPCComputeClient
 from splitlearn_comm.testing import ServerProcess, eventually
 from tests.support.mixed_load import ACTIVITIES, ASYNC_ACTIVITIES, hang_up, load
-from tests.support.soaked_host import SESSIONS
+from tests.support.soaked_host import SESSIONS, TIDIED
 
 torch.set_num_threads(1)
 
 ROOT = Path(__file__).resolve().parents[3]
 SOAK_MINUTES = float(os.environ.get("SOAK_MINUTES", "30"))
-MAX_GROWN_BYTES = 24 << 20
-"""What the allocators of a busy process may keep. One session of 256 KiB a cycle would be more than that in a round."""
+MAX_GROWN_BYTES = 16 << 20
+"""What the allocators of a process may keep by chance. Sessions of 256 KiB that stay would be more after one round."""
 MAX_NEW_THREADS = 4
 """gRPC keeps a pool of its own, which follows the load."""
 
@@ -83,9 +84,17 @@ def one_round(address: str, other: subprocess.Popen[str], seconds: float, seed: 
     return done + Counter(json.loads(line))
 
 
-def num_sessions(address: str) -> int:
+def told(address: str, name: str) -> int:
+    """What the host says about itself."""
     with GRPCComputeClient(address) as client:
-        return int(client.get_info().extra[SESSIONS])
+        return int(client.get_info().extra[name])
+
+
+def tidy_up(process: ServerProcess) -> None:
+    """Have the server give back what it does not need."""
+    before = told(process.address, TIDIED)
+    os.kill(process.pid, signal.SIGUSR1)
+    eventually(lambda: told(process.address, TIDIED) > before)
 
 
 def at_rest(process: ServerProcess, descriptors: int) -> Footprint:
@@ -93,8 +102,9 @@ def at_rest(process: ServerProcess, descriptors: int) -> Footprint:
     watched = psutil.Process(process.pid)
     hang_up()
     with suppress(AssertionError):
-        eventually(lambda: num_sessions(process.address) == 0)
-    assert num_sessions(process.address) == 0, "the host still has sessions, and their clients are gone"
+        eventually(lambda: told(process.address, SESSIONS) == 0)
+    assert told(process.address, SESSIONS) == 0, "the host still has sessions, and their clients are gone"
+    tidy_up(process)
     with suppress(AssertionError):
         eventually(lambda: watched.num_fds() <= descriptors)
     found = watched.num_fds()
