@@ -23,6 +23,7 @@ class ScriptedRunner(ModelRunner):
         self.spec = spec
         self.may_end = asyncio.Event()
         self.is_alive = False
+        self.was_admitted = False
         self._size = ModelSize(device="cpu", weights_bytes=weights_bytes)
         self._host = RunningSumHost()
         loop = asyncio.get_running_loop()
@@ -43,6 +44,7 @@ class ScriptedRunner(ModelRunner):
                 self._outcome.set_result(None)
             else:
                 self._outcome.set_exception(ModelLoadError(error))
+                self._outcome.exception()  # a load that was cancelled does not look at it
 
     def die(self) -> None:
         self._gone("was killed by a test")
@@ -57,6 +59,7 @@ class ScriptedRunner(ModelRunner):
         try:
             on_progress(LoadProgress(phase="loading weights", num_done=1, num_total=2))
             await admit(self._size)
+            self.was_admitted = True
             await asyncio.shield(self._outcome)
             on_progress(LoadProgress(phase=WARMING))
         except BaseException:

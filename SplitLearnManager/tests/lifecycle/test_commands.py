@@ -1,6 +1,7 @@
 """Commands to models in every order, many at once: no illegal transition, and every one comes to rest."""
 
 import asyncio
+import logging
 from collections.abc import Coroutine
 from typing import Any
 
@@ -10,6 +11,7 @@ from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, invariant, precondition, rule
 
 from splitlearn_manager.errors import (
+    BudgetExceededError,
     LoadCancelledError,
     ManagerError,
     ModelLoadError,
@@ -25,12 +27,13 @@ from splitlearn_manager.lifecycle import (
     ModelEvent,
     ModelManager,
     ModelSpec,
+    ModelStatus,
     State,
 )
 from splitlearn_manager.lifecycle.state import STABLE
 from SplitLearnManager.tests.lifecycle.scripted import ScriptedRunner
 
-NAMES = st.sampled_from(["a", "b"])
+NAMES = st.sampled_from(["a", "a", "b"])
 VERSIONS = st.sampled_from([None, 1, 2])
 LIMIT = 100
 
@@ -52,14 +55,23 @@ class World:
         self.seen: list[ModelEvent] = []
         self.commands: list[asyncio.Task[Any]] = []
         self.leases: list[HostLease] = []
+        self.faults: list[str] = []
+        watch = logging.Handler()
+        watch.emit = self._watch  # type: ignore[method-assign]
+        logging.getLogger("splitlearn_manager.lifecycle.registry").handlers = [watch]
+
+    def _watch(self, record: logging.LogRecord) -> None:
+        if record.exc_info:
+            self.faults.append(f"{record.getMessage()}: {record.exc_info[1]!r}")
 
     def _start(self, spec: ModelSpec) -> ScriptedRunner:
         self.runners.append(ScriptedRunner(spec, self.weights_bytes))
         return self.runners[-1]
 
-    async def ask(self, command: Coroutine[Any, Any, Any]) -> asyncio.Task[Any]:
+    async def ask(self, command: Coroutine[Any, Any, Any], *, is_settled: bool = True) -> asyncio.Task[Any]:
         self.commands.append(asyncio.create_task(command))
-        await settle()
+        if is_settled:
+            await settle()
         return self.commands[-1]
 
     async def see(self) -> list[ModelEvent]:
@@ -80,12 +92,18 @@ class Commands(RuleBasedStateMachine):
         super().__init__()
         self.runner = asyncio.Runner()
         self.world = self.runner.run(self._made())
+        self.is_settled = True
 
     async def _made(self) -> World:
         return World(may_unload_idle=True, drain_timeout_s=1e6, max_restarts=1, restart_delay_s=0)
 
     def _ask(self, command: Coroutine[Any, Any, Any]) -> None:
-        self.runner.run(self.world.ask(command))
+        self.runner.run(self.world.ask(command, is_settled=self.is_settled))
+
+    @rule(is_settled=st.booleans())
+    def hurry(self, is_settled: bool) -> None:
+        """From now on what is asked and what happens comes one upon the other, or not any more."""
+        self.is_settled = is_settled
 
     @rule(name=NAMES, version=st.sampled_from([1, 2]), weights=st.sampled_from([10, 40, 101]), wait=st.booleans())
     def load(self, name: str, version: int, weights: int, wait: bool) -> None:
@@ -116,7 +134,7 @@ class Commands(RuleBasedStateMachine):
     @precondition(lambda self: self.world.commands)
     def give_up(self, data: st.DataObject) -> None:
         data.draw(st.sampled_from(self.world.commands)).cancel()
-        self.runner.run(settle())
+        self._settle()
 
     @rule(name=NAMES, version=VERSIONS)
     def lease(self, name: str, version: int | None) -> None:
@@ -130,7 +148,7 @@ class Commands(RuleBasedStateMachine):
     @precondition(lambda self: self.world.leases)
     def release(self, data: st.DataObject) -> None:
         data.draw(st.sampled_from(self.world.leases)).release()
-        self.runner.run(settle())
+        self._settle()
 
     @rule(data=st.data(), what=st.sampled_from(["finish", "fail", "die", "end", "finish, then die"]))
     @precondition(lambda self: self.world.runners)
@@ -143,9 +161,13 @@ class Commands(RuleBasedStateMachine):
         if what == "end":
             model.may_end.set()
         if "die" in what and model.is_alive and model._outcome.done():
-            self.runner.run(settle())
+            self._settle()
             model.die()
-        self.runner.run(settle())
+        self._settle()
+
+    def _settle(self) -> None:
+        if self.is_settled:
+            self.runner.run(settle())
 
     @invariant()
     def transitions_are_legal(self) -> None:
@@ -158,24 +180,23 @@ class Commands(RuleBasedStateMachine):
 
     @invariant()
     def memory_is_booked_for_what_is_there(self) -> None:
-        models = self.runner.run(self.world.manager.list_models())
-        booked = sum(model.footprint.total_bytes for model in models if model.footprint)
-        assert booked == self.world.manager._budget.booked_bytes("cpu") <= LIMIT
+        models, booked, num_alive = self.runner.run(self._look())
+        assert sum(model.footprint.total_bytes for model in models if model.footprint) == booked <= LIMIT
         for model in models:
             if model.state in (State.UNLOADED, State.FAILED):
                 assert model.footprint is None
-            if (
-                model.state in (State.READY, State.WARMING, State.DRAINING)
-                and "made room" not in model.condition.reason
-            ):
+            if model.state in (State.READY, State.WARMING):
                 assert model.footprint is not None
+        if self.is_settled:
+            assert num_alive <= sum(model.state not in (State.UNLOADED, State.FAILED) for model in models)
+            assert sum(model.state is State.READY for model in models) <= num_alive
 
-    @invariant()
-    def what_runs_is_known(self) -> None:
-        models = self.runner.run(self.world.manager.list_models())
-        running = [model for model in models if model.state not in (State.UNLOADED, State.FAILED)]
-        assert len(self.world.alive()) <= len(running)
-        assert sum(model.state is State.READY for model in models) <= len(self.world.alive())
+    async def _look(self) -> tuple[tuple[ModelStatus, ...], int, int]:
+        """What there is at one moment."""
+        if self.is_settled:
+            await settle()
+        models = await self.world.manager.list_models()
+        return models, self.world.manager._budget.booked_bytes("cpu"), len(self.world.alive())
 
     @invariant()
     def refusals_are_of_our_own_tree(self) -> None:
@@ -184,15 +205,21 @@ class Commands(RuleBasedStateMachine):
                 assert isinstance(error, ManagerError), repr(error)
                 assert "\n" not in str(error)
 
+    @invariant()
+    def nothing_went_wrong_unseen(self) -> None:
+        assert self.world.faults == []
+
     def teardown(self) -> None:
         with self.runner:
             self.runner.run(self._come_to_rest())
+        self.nothing_went_wrong_unseen()
 
     async def _come_to_rest(self) -> None:
         world = self.world
         for _ in range(4):  # what was finished may be restarted once, and then be finished again
             for lease in world.leases:
                 lease.release()
+            await settle()
             for model in world.runners:
                 model.finish_load()
                 model.may_end.set()
@@ -206,7 +233,7 @@ class Commands(RuleBasedStateMachine):
 
 
 TestCommands = Commands.TestCase
-TestCommands.settings = settings(max_examples=60, stateful_step_count=25, deadline=None)
+TestCommands.settings = settings(max_examples=100, stateful_step_count=30, deadline=None)
 
 
 def in_world(test: Any, **config: Any) -> None:
@@ -216,6 +243,8 @@ def in_world(test: Any, **config: Any) -> None:
         for model in world.runners:
             model.may_end.set()
         await world.manager.close()
+        assert world.alive() == []
+        assert world.faults == []
 
     asyncio.run(run())
 
@@ -337,20 +366,83 @@ def test_whoever_stops_waiting_cancels_the_load_and_others_are_told() -> None:
     in_world(test)
 
 
-def test_the_least_recently_used_idle_model_makes_room() -> None:
+def test_the_least_recently_used_idle_model_makes_room_before_the_other_is_loaded() -> None:
     async def test(world: World) -> None:
         manager = world.manager
-        for name in ("old", "busy", "new"):
-            await loaded(world, name)
+        await loaded(world, "busy")
         busy = manager.host_for("busy")
-        manager.host_for("old").release()
-        await loaded(world, "more")
+        await loaded(world, "used")
+        old = await loaded(world, "old")
+        manager.host_for("used").release()
+        old.may_end.clear()
+        load = await world.ask(manager.load_model(spec("more")))
+        more = world.runners[-1]
+        more.finish_load()
+        await settle()
+        assert not more.was_admitted, "the memory is not free yet"
+        old.may_end.set()
+        assert (await load).state is State.READY
         states = {model.name: model.state for model in await manager.list_models()}
-        assert states == dict.fromkeys(("old", "busy", "more"), State.READY) | {"new": State.UNLOADED}
-        assert (await manager.get_model("new")).condition.reason == "it made room for more version 1"
+        assert states == dict.fromkeys(("busy", "used", "more"), State.READY) | {"old": State.UNLOADED}
+        assert (await manager.get_model("old")).condition.reason == "it made room for more version 1"
         busy.release()
 
     in_world(test, may_unload_idle=True)
+
+
+def test_a_version_does_not_make_room_for_its_successor() -> None:
+    async def test(world: World) -> None:
+        world.weights_bytes = 60
+        await loaded(world, "a")
+        with pytest.raises(BudgetExceededError, match="no room for a version 2: it needs 60 bytes"):
+            await world.manager.reload_model("a")
+        assert (await world.manager.get_model("a")).state is State.READY
+
+    in_world(test, may_unload_idle=True)
+
+
+def test_a_version_that_was_unloaded_while_its_successor_was_loading_is_left_alone() -> None:
+    async def test(world: World) -> None:
+        await loaded(world, "a")
+        reload = await world.ask(world.manager.reload_model("a"))
+        await world.manager.unload_model("a", 1)
+        world.runners[1].finish_load()
+        assert (await reload).version == 2
+        assert [model.version for model in await world.manager.list_models()] == [2]
+
+    in_world(test)
+
+
+def test_a_process_that_dies_while_it_drains_is_unloaded_all_the_same() -> None:
+    async def test(world: World) -> None:
+        model = await loaded(world, "a")
+        world.manager.host_for("a")
+        unload = await world.ask(world.manager.unload_model("a", drain_timeout_s=1e6))
+        model.die()
+        assert (await unload)[0].state is State.UNLOADED
+
+    in_world(test)
+
+
+def test_a_load_that_is_cancelled_as_it_begins_or_as_it_ends_leaves_nothing() -> None:
+    async def test(world: World) -> None:
+        manager = world.manager
+        await manager.load_model(spec("a"), wait=False)
+        await manager.cancel_load("a")
+        assert world.runners == []
+        load = await world.ask(manager.load_model(spec("a")))
+        (model,) = world.runners
+        model.finish_load()
+        model.may_end.set()
+        async for event in world.events:
+            if event.state is State.WARMING:
+                break
+        await manager.cancel_load("a")
+        with pytest.raises(LoadCancelledError, match="its load was cancelled"):
+            await load
+        assert not model.is_alive
+
+    in_world(test)
 
 
 def test_a_model_that_died_is_loaded_again_as_often_as_is_configured() -> None:
@@ -387,6 +479,22 @@ def test_nobody_waits_for_a_restart_that_is_not_wanted_any_more() -> None:
         assert len(world.runners) == 3
 
     in_world(test, max_restarts=5, restart_delay_s=1e6)
+
+
+def test_what_failed_and_is_replaced_is_not_restarted() -> None:
+    async def test(world: World) -> None:
+        await loaded(world, "a")
+        (await loaded(world, "a", 2)).die()
+        await settle()
+        await loaded(world, "a", 3)
+        await world.ask(world.manager.reload_model("a"))
+        world.runners[-1].finish_load()
+        await settle()
+        assert [model.version for model in await world.manager.list_models()] == [4]
+        await asyncio.sleep(0.05)  # longer than the delay of a restart
+        assert len(world.runners) == 4
+
+    in_world(test, max_restarts=1, restart_delay_s=0.02)
 
 
 def test_sessions_that_do_not_end_are_ended_when_the_time_is_over() -> None:
