@@ -3,10 +3,13 @@
     python -m benchmarks.architectures             measure all and print
     python -m benchmarks.architectures gpt2 llama  measure some
     python -m benchmarks.architectures --write     measure all and write the table that the package reads
+    python -m benchmarks.architectures --batching --write   keep the figures, try again which sessions share forwards
 
 A type is supported when a tiny random model of it, six layers cut at (2, 4), gives the unsplit model's numbers in a
 padded prefill, ten cached steps and all gradients, and when every other cut, a single row without padding and a prompt
-several windows long do so too. All figures are differences by the largest logit (or gradient) of the unsplit model.
+several windows long do so too. Its sessions share forwards when a Trunk of four layers gives each of several sessions
+of different lengths the hidden states that it gets alone. All figures are differences by the largest logit (or
+gradient) of the unsplit model.
 """
 
 import argparse
@@ -14,7 +17,7 @@ import json
 import multiprocessing
 import resource
 import warnings
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from concurrent.futures import Future, ProcessPoolExecutor
 from itertools import combinations
 from pathlib import Path
@@ -25,6 +28,7 @@ import transformers
 from transformers import CONFIG_MAPPING, PreTrainedModel
 from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING_NAMES
 
+from splitlearn_core.engine.table import TRIAL_LAYERS, try_tiny
 from splitlearn_core.parts.classes import causal_classes
 from splitlearn_core.split.parity import Parity, check_parity, failure_at_other_cuts
 from splitlearn_core.split.refusals import REASONS
@@ -45,23 +49,28 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
     parser.add_argument("model_types", nargs="*", help="default: all")
     parser.add_argument("--jobs", type=int, default=2, help="processes; default 2")
+    parser.add_argument("--batching", action="store_true", help="keep the figures of the table, try the batching only")
     parser.add_argument("--write", action="store_true", help=f"write {TABLE} and {PAGE}")
     arguments = parser.parse_args()
-    families = measure_all(arguments.model_types or list(MODEL_FOR_CAUSAL_LM_MAPPING_NAMES), arguments.jobs)
+    how = try_again if arguments.batching else measure
+    families = measure_all(arguments.model_types or list(MODEL_FOR_CAUSAL_LM_MAPPING_NAMES), arguments.jobs, how)
     supported = [row for row in families.values() if "refusal" not in row]
     exact = [row for row in supported if row["prefill"] == row["gradients"] == 0]
     print(f"{len(supported)} of {len(families)} supported, {len(exact)} of them bit for bit in prefill and gradients")
+    print(f"sessions of {sum(row['joining'] != 'alone' for row in supported)} share forwards")
     if arguments.write:
         TABLE.write_text(as_json(families), encoding="utf-8")
         PAGE.write_text(as_page(transformers.__version__, families), encoding="utf-8")
 
 
-def measure_all(model_types: Iterable[str], jobs: int) -> dict[str, dict[str, Any]]:
+def measure_all(
+    model_types: Iterable[str], jobs: int, how: Callable[[str], dict[str, Any]]
+) -> dict[str, dict[str, Any]]:
     """Measure model types in several processes."""
     families: dict[str, dict[str, Any]] = {}
     context = multiprocessing.get_context("spawn")
     with ProcessPoolExecutor(jobs, mp_context=context, initializer=prepare) as pool:
-        futures: dict[str, Future[dict[str, Any]]] = {kind: pool.submit(measure, kind) for kind in model_types}
+        futures: dict[str, Future[dict[str, Any]]] = {kind: pool.submit(how, kind) for kind in model_types}
         for model_type, future in futures.items():
             families[model_type] = future.result()
             print(model_type, *families[model_type].values(), flush=True)
@@ -89,7 +98,24 @@ def measure(model_type: str) -> dict[str, Any]:
         return {**row, "refusal": f"a part of it fails on its own ({first_line(error)})"}
     if failure is not None:
         return {**row, "refusal": failure}
-    return {**row, "prefill": parity.prefill, "decode": parity.decode, "gradients": parity.gradients}
+    figures = {"prefill": parity.prefill, "decode": parity.decode, "gradients": parity.gradients}
+    return {**row, **figures, **batching_fields(model)}
+
+
+def try_again(model_type: str) -> dict[str, Any]:
+    """Return the row of a type as the table has it, with the batching tried anew."""
+    row: dict[str, Any] = json.loads(TABLE.read_text(encoding="utf-8"))["families"][model_type]
+    if "refusal" in row:
+        return row
+    architecture = causal_classes(CONFIG_MAPPING[model_type])[0]
+    return {**row, **batching_fields(tiny_model(architecture, tiny_config(model_type, TRIAL_LAYERS)))}
+
+
+def batching_fields(model: PreTrainedModel) -> dict[str, Any]:
+    """Return how the sessions of an architecture share forwards, as fields of a row."""
+    batching = try_tiny(model)
+    reasons = {"alone_because": batching.alone_because, "whole_because": batching.whole_because}
+    return {"joining": batching.joining.value, **{name: reason for name, reason in reasons.items() if reason}}
 
 
 def everything(model: PreTrainedModel) -> tuple[Parity, str | None]:
@@ -115,19 +141,28 @@ def as_page(version: str, families: dict[str, dict[str, Any]]) -> str:
     """Return the page of the documentation."""
     rows = sorted(families.items())
     supported = [
-        f"| {kind} | {row['architecture']} | {row['prefill']:.1e} | {row['decode']:.1e} | {row['gradients']:.1e} |"
+        f"| {kind} | {row['architecture']} | {row['prefill']:.1e} | {row['decode']:.1e} | {row['gradients']:.1e} "
+        f"| {BATCHED[row['joining']]} |"
         for kind, row in rows
         if "refusal" not in row
     ]
+    alone = [f"| {kind} | {row['alone_because']} |" for kind, row in rows if "alone_because" in row]
+    whole = [f"| {kind} | {row['whole_because']} |" for kind, row in rows if "whole_because" in row]
     refused = [f"| {kind} | {row['architecture']} | {row['refusal']} |" for kind, row in rows if "refusal" in row]
     return PAGE_TEMPLATE.format(
         version=version,
         num_supported=len(supported),
         num_refused=len(refused),
         supported="\n".join(supported),
+        num_alone=len(alone),
+        alone="\n".join(alone),
+        num_whole=len(whole),
+        whole="\n".join(whole),
         refused="\n".join(refused),
     )
 
+
+BATCHED = {"ragged": "yes", "padded": "yes, padded", "alone": "one by one"}
 
 PAGE_TEMPLATE = """# What can be cut
 
@@ -144,11 +179,31 @@ A type of the table is also refused where a checkpoint has a feature that cannot
 look both ways (an encoder without `is_decoder=True`), embeddings, keys and values or index choices that layers share
 across the cut. The error names the feature.
 
+A server runs steps of different sessions in one forward where that gives each of them the hidden states that it would
+get alone ("batched" below): tried on a Trunk of four layers with sessions of different lengths, one left-padded with
+two rows, that come and go between steps. "yes" uses every session's keys where they lie; "yes, padded" copies them
+together at every step, because the architecture does not look its attention function up by name. All others run one by
+one, and so does any checkpoint whose rotary frequencies follow the longest row of a forward (`dynamic`, `longrope`).
+
 ## Supported: {num_supported}
 
-| model type | class | prefill | decode | gradients |
-|---|---|---|---|---|
+| model type | class | prefill | decode | gradients | batched |
+|---|---|---|---|---|---|
 {supported}
+
+## Sessions one by one: {num_alone}
+
+| model type | why |
+|---|---|
+{alone}
+
+## Prompts in one piece: {num_whole}
+
+Long prompts of other sessions run in chunks between the steps of those that wait; these come whole.
+
+| model type | why |
+|---|---|
+{whole}
 
 ## Refused: {num_refused}
 

@@ -7,11 +7,13 @@ from typing import Any
 import torch
 from transformers.cache_utils import DynamicLayer, DynamicSlidingWindowLayer, LinearAttentionLayer
 
+from splitlearn_core.cache.growing import GrowingLayer
 from splitlearn_core.cache.part_cache import PartCache
 from splitlearn_core.errors import UnsupportedModelError
 
 KINDS: dict[type, str] = {
     DynamicLayer: "attention",
+    GrowingLayer: "attention",
     DynamicSlidingWindowLayer: "sliding_attention",
     LinearAttentionLayer: "linear_attention",
 }

@@ -120,6 +120,11 @@ class PartCache(DynamicCache):
         """Number of tokens that the cache has seen."""
         return self._lengths[None].cached_len
 
+    @property
+    def has_failed(self) -> bool:
+        """Whether a forward with this cache failed half-way, so that it must not be used any more."""
+        return self._has_failed
+
     @contextmanager
     def appending(self, num_rows: int, num_tokens: int) -> Iterator[None]:
         """Count the rows and tokens of the forward inside when it ends well; refuse this cache for good when not.

@@ -41,6 +41,12 @@ class SupportRow:
     """The same over cached steps."""
     gradients: float | None
     """Measured difference of gradients by the largest."""
+    joining: str | None = None
+    """How steps of several sessions share a forward, `ragged`, `padded` or `alone`; None where it was not tried."""
+    alone_because: str | None = None
+    """Why they do not share one, as a clause; None where they do."""
+    whole_because: str | None = None
+    """Why a prompt has to come in one piece, as a clause; None where it may come in chunks."""
 
 
 def support_rows() -> tuple[SupportRow, ...]:
@@ -80,11 +86,11 @@ def refusal(config: PreTrainedConfig, architecture: type[PreTrainedModel]) -> st
     broken = next((condition for condition in CONDITIONS if condition.is_broken(decoder)), None)
     if broken is not None:
         return broken.reason
-    row = _row_of(config.model_type, architecture)
+    row = row_of(config.model_type, architecture)
     return row.refusal if row is not None else _self_check(config, architecture)
 
 
-def _row_of(model_type: str, architecture: type[PreTrainedModel]) -> SupportRow | None:
+def row_of(model_type: str, architecture: type[PreTrainedModel]) -> SupportRow | None:
     """Return the row that was measured with this very class."""
     rows = (row for row in support_rows() if (row.model_type, row.architecture) == (model_type, architecture.__name__))
     same_code = architecture.__module__.startswith("transformers.") and measured_with() == transformers.__version__
@@ -105,7 +111,7 @@ def _self_check(config: PreTrainedConfig, architecture: type[PreTrainedModel]) -
 def self_check(config: PreTrainedConfig, architecture: type[PreTrainedModel]) -> str | None:
     """Cut a tiny model with the features of a configuration at every place, and say what does not hold."""
     try:
-        model = _tiny_model_like(config, architecture)
+        model = tiny_model_like(config, architecture, SELF_CHECK_LAYERS)
     except Exception as error:  # a family may refuse sizes that do not suit it with anything
         return f"no tiny model of it can be made to check the cut on ({first_line(error)})"
     try:
@@ -116,11 +122,16 @@ def self_check(config: PreTrainedConfig, architecture: type[PreTrainedModel]) ->
         return f"a part of it fails on its own ({first_line(error)})"
 
 
-def _tiny_model_like(config: PreTrainedConfig, architecture: type[PreTrainedModel]) -> PreTrainedModel:
+def tiny_model_like(config: PreTrainedConfig, architecture: type[PreTrainedModel], num_layers: int) -> PreTrainedModel:
+    """Build a tiny random model with the features of a configuration, or with its family's where they do not suit it.
+
+    Raises:
+        Exception: whatever a family says to sizes that do not suit it.
+    """
     try:
-        return tiny_model(architecture, tiny_config_like(config, SELF_CHECK_LAYERS))
+        return tiny_model(architecture, tiny_config_like(config, num_layers))
     except Exception:  # the sizes of a real model's features need not suit a tiny one: take the family's defaults
-        return tiny_model(architecture, default_tiny_config(type(config), SELF_CHECK_LAYERS))
+        return tiny_model(architecture, default_tiny_config(type(config), num_layers))
 
 
 def first_line(error: Exception) -> str:
@@ -144,4 +155,7 @@ def _rows(families: dict[str, dict[str, Any]]) -> Iterator[SupportRow]:
             prefill=fields.get("prefill"),
             decode=fields.get("decode"),
             gradients=fields.get("gradients"),
+            joining=fields.get("joining"),
+            alone_because=fields.get("alone_because"),
+            whole_because=fields.get("whole_because"),
         )
