@@ -7,6 +7,7 @@ import os
 import shutil
 import threading
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from queue import SimpleQueue
 
@@ -29,13 +30,13 @@ from splitlearn_comm import (
     ServerUnavailableError,
     SessionNotFoundError,
 )
-from splitlearn_comm.client import ClientTLS, FixedDelay
+from splitlearn_comm.client import AsyncClientSession, ClientSession, ClientTLS, FixedDelay
 from splitlearn_comm.framing import steps
 from splitlearn_comm.framing.assembly import Packing
 from splitlearn_comm.messages import Forward
 from splitlearn_comm.protocol import COMPUTE, GET_SERVICE_INFO, REQUEST_ID_METADATA, SESSION
 from splitlearn_comm.server import ClientLimits, ServerTLS, TokenFile
-from splitlearn_comm.testing import Identity, RunningSumHost, eventually
+from splitlearn_comm.testing import Gated, Identity, RunningSumHost, eventually
 from tests.support.certificates import DAY, Authority
 
 ALICE, BOB = "a-secret-of-alice-0001", "a-secret-of-bob-000002"
@@ -343,12 +344,90 @@ class TestTokens:
             GRPCComputeClient(server.address, token=BOB) as bob,
             alice.session() as session,
         ):
-            path.write_text(f"# renewed\nbob:{BOB}\n")
-            os.utime(path, ns=(0, path.stat().st_mtime_ns + 1_000_000_000))
+            write_tokens(path, f"# renewed\nalice:{ALICE}\nbob:{BOB}\n")
+            with bob.session() as other:
+                other.step(torch.ones(1, 1, 4))
+            write_tokens(path, f"bob:{BOB}\n")
             assert bob.health()
             with pytest.raises(AuthenticationError):
                 alice.session()
+            assert session.position == 0
+
+    @pytest.mark.parametrize("change", ["taken out", "renewed", "another's"])
+    def test_open_streams_of_a_token_that_is_no_more_end(self, tmp_path: Path, change: str) -> None:
+        path = tmp_path / "tokens"
+        write_tokens(path, f"alice:{ALICE}\nbob:{BOB}\n")
+        config = GRPCServerConfig(tokens=TokenFile(path), detached_session_timeout_s=1.0)
+        lines = {"taken out": "", "renewed": "alice:a-new-secret-of-alice", "another's": f"carol:{ALICE}"}
+
+        async def until_refused(address: str) -> CommError:
+            async with AsyncComputeClient(address, token=ALICE) as client, client.session() as session:
+                await session.step(torch.ones(1, 1, 4))
+                write_tokens(path, f"bob:{BOB}\n{lines[change]}\n")
+                return await asyncio.wait_for(refusal_of_async(session), 20)
+
+        with (
+            GRPCComputeServer(RunningSumHost(), port=0, config=config) as server,
+            GRPCComputeClient(server.address, token=ALICE) as alice,
+            GRPCComputeClient(server.address, token=BOB) as bob,
+            alice.session() as session,
+            bob.session() as good,
+        ):
             session.step(torch.ones(1, 1, 4))
+            good.step(torch.ones(1, 1, 4))
+            errors = [asyncio.run(until_refused(server.address)), refusal_of(session)]
+            assert [type(error) for error in errors] == [AuthenticationError] * 2
+            for error in errors:
+                assert "was taken out while its session was open" in str(error)
+            # The state goes with it, when its time is over; the sessions of others go on.
+            eventually(lambda: server.statistics().sessions_open == 1)
+            assert torch.equal(good.step(torch.ones(1, 1, 4)), torch.full((1, 1, 4), 2.0))
+
+    def test_a_step_that_runs_when_its_token_is_taken_out_is_answered(self, tmp_path: Path) -> None:
+        path = tmp_path / "tokens"
+        write_tokens(path, f"alice:{ALICE}\nbob:{BOB}\n")
+        function = Gated()
+        config = GRPCServerConfig(tokens=TokenFile(path), detached_session_timeout_s=0.4)
+        with (
+            GRPCComputeServer(function, port=0, config=config) as server,
+            GRPCComputeClient(server.address, token=ALICE) as alice,
+            ThreadPoolExecutor(1) as pool,
+            alice.session() as session,
+            alice.session() as idle,
+        ):
+            step = pool.submit(session.step, torch.ones(1, 1, 4))
+            function.entered.acquire()
+            write_tokens(path, f"bob:{BOB}\n")
+            eventually(lambda: server.statistics().sessions_open == 1)
+            function.gate.set()
+            assert torch.equal(step.result(), torch.ones(1, 1, 4))
+            for over in (session, idle):
+                with pytest.raises(AuthenticationError):
+                    over.step(torch.ones(1, 1, 4))
+
+
+def write_tokens(path: Path, text: str) -> None:
+    """Another content, and another time whatever the file system's resolution."""
+    before = path.stat().st_mtime_ns if path.exists() else 0
+    path.write_text(text)
+    os.utime(path, ns=(0, before + 1_000_000_000))
+
+
+def refusal_of(session: ClientSession) -> CommError:
+    """What a session that makes steps is refused with at last."""
+    while True:
+        try:
+            session.start_recording()
+        except CommError as error:
+            return error
+
+
+async def refusal_of_async(session: AsyncClientSession) -> CommError:
+    while True:
+        try:
+            await session.start_recording()
+        except CommError as error:
+            return error
 
 
 class TestLimits:

@@ -10,7 +10,7 @@ from typing import Any
 import grpc
 import grpc.aio
 
-from splitlearn_comm.errors import CommError, ResourceExhaustedError
+from splitlearn_comm.errors import AuthenticationError, CommError, ResourceExhaustedError
 from splitlearn_comm.framing import steps
 from splitlearn_comm.framing.chunks import messages_of
 from splitlearn_comm.observer import Observer
@@ -20,6 +20,8 @@ from splitlearn_comm.server.faults import abort, as_comm_error, logger
 from splitlearn_comm.server.open_sessions import OpenSessions
 from splitlearn_comm.server.security.accounts import Meter
 from splitlearn_comm.server.security.caller import CALLER
+from splitlearn_comm.server.security.identity import REVOKED
+from splitlearn_comm.server.security.tokens import Acquaintance
 from splitlearn_comm.server.served import Services
 from splitlearn_comm.server.statistics import ServerStatistics
 from splitlearn_comm.server.watching import SERVED
@@ -33,6 +35,9 @@ class _Stream:
     is_busy: bool = False
     """Whether a message is being answered."""
     has_read: bool = False
+    acquaintance: Acquaintance | None = None
+    ending: CommError | None = None
+    """Why it is to end; None while it goes on."""
 
 
 class SessionService:
@@ -71,7 +76,7 @@ class SessionService:
 
     async def serve(self, _: object, context: grpc.aio.ServicerContext[Any, Any]) -> None:
         """The handler of one stream."""
-        stream = _Stream(self._conversation())
+        stream = _Stream(self._conversation(), acquaintance=CALLER.get().acquaintance)
         task = asyncio.create_task(self._serve_stream(stream, context))
         self._streams[task] = stream
         task.add_done_callback(self._streams.pop)
@@ -84,11 +89,19 @@ class SessionService:
         return conversation
 
     async def expire_for_ever(self) -> None:
-        """Close sessions whose time is over, until cancelled."""
+        """Close sessions whose time is over, and end the streams of tokens that were taken out, until cancelled."""
         shortest = min(self._config.idle_session_timeout_s, self._config.detached_session_timeout_s)
         while True:
             await asyncio.sleep(min(1.0, shortest / 4))
             await self._sessions.expire()
+            self._end_revoked()
+
+    def _end_revoked(self) -> None:
+        for task, stream in self._streams.items():
+            if stream.ending is None and stream.acquaintance is not None and stream.acquaintance.is_over():
+                stream.ending = AuthenticationError(REVOKED)
+                if not stream.is_busy:
+                    task.cancel()
 
     def drain(self) -> None:
         """Open no more sessions; end each stream after the step it is running, the idle ones now.
@@ -125,7 +138,7 @@ class SessionService:
         try:
             await self._converse(stream, context)
         except asyncio.CancelledError:
-            if not self._is_draining:
+            if not self._is_draining and stream.ending is None:
                 raise
         except ResourceExhaustedError as error:
             await _refuse(context, as_comm_error(error, f"the stream of {stream.conversation!r}"))
@@ -134,6 +147,8 @@ class SessionService:
             logger.debug("the stream of %r broke", stream.conversation, exc_info=True)
         finally:
             stream.conversation.end()
+        if stream.ending is not None:
+            await _refuse(context, as_comm_error(stream.ending, f"to go on with the stream of {stream.conversation!r}"))
         if self._is_draining:
             with contextlib.suppress(grpc.aio.InternalError):
                 # Of a client that has left already, gRPC complains.
@@ -152,6 +167,8 @@ class SessionService:
                 for message in messages_of(reply):
                     await context.write(message)
             stream.is_busy = False
+            if stream.ending is not None:
+                return
             if conversation.pause_s:
                 await asyncio.sleep(conversation.pause_s)
                 conversation.pause_s = 0.0

@@ -9,6 +9,7 @@ from dataclasses import dataclass, field
 
 from splitlearn_comm.directory import Wanted
 from splitlearn_comm.server.security.accounts import ClientAccount
+from splitlearn_comm.server.security.tokens import Acquaintance
 
 _GOOD_ID = re.compile(r"[A-Za-z0-9_.:-]{1,64}")
 
@@ -23,6 +24,8 @@ class Caller:
     """Names the call in the log."""
     wanted: Wanted = field(default_factory=Wanted)
     """The service it is for."""
+    acquaintance: Acquaintance | None = None
+    """Tells whether a client that came with a token is known still; None if that cannot change."""
 
 
 CALLER: ContextVar[Caller] = ContextVar("splitlearn_caller")

@@ -65,11 +65,14 @@ class Guard(grpc.aio.ServerInterceptor):  # type: ignore[type-arg]
         metadata = dict(context.invocation_metadata() or ())
         request_id = request_id_from(metadata.get(REQUEST_ID_METADATA))
         try:
-            return Caller(self._enter(context, metadata, is_open, request), request_id, _wanted_by(metadata))
+            account = self._enter(context, metadata, is_open, request)
         except CommError as error:
             error.request_id = request_id
             logger.info("refused a call from %s (request %s): %s", context.peer(), request_id, error)
             raise
+        # Of a call that is one message the answer is the end.
+        acquaintance = None if is_open or isinstance(request, bytes) else self._identity.acquaintance(metadata)
+        return Caller(account, request_id, _wanted_by(metadata), acquaintance)
 
     def _enter(self, context: Context, metadata: dict[str, Any], is_open: bool, request: Any) -> ClientAccount:
         """Begin a call on its client's account.

@@ -9,13 +9,17 @@ import grpc.aio
 
 from splitlearn_comm.errors import AuthenticationError
 from splitlearn_comm.protocol import AUTHORIZATION_METADATA, BEARER
-from splitlearn_comm.server.security.tokens import TokenBook
+from splitlearn_comm.server.security.tokens import Acquaintance, TokenBook
 
 REFUSAL = (
     "no valid token came with this call: give the client the token this server knows it by (token=...), or ask whoever "
     "runs the server for one"
 )
 """The same for a missing, a malformed and a wrong one."""
+REVOKED = (
+    "the token of this client was taken out while its session was open: give the client another (token=...), or ask "
+    "whoever runs the server for one"
+)
 
 
 class Identity:
@@ -53,6 +57,12 @@ class Identity:
             if names:
                 return f"certificate:{names[0].decode(errors='replace')}", False
         return self.address_of(context)
+
+    def acquaintance(self, metadata: Mapping[str, str | bytes]) -> Acquaintance | None:
+        """Tells later whether the call's token is known still; None where none is asked for."""
+        return (
+            None if self._tokens is None else self._tokens.acquaintance(_token_in(metadata.get(AUTHORIZATION_METADATA)))
+        )
 
     @staticmethod
     def address_of(context: grpc.aio.ServicerContext[Any, Any]) -> tuple[str, bool]:

@@ -5,8 +5,9 @@ from __future__ import annotations
 import hashlib
 import hmac
 import re
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
+from functools import partial
 from os import PathLike
 from pathlib import Path
 
@@ -55,13 +56,46 @@ class TokenBook:
 
     def name_of(self, token: str) -> str | None:
         """Whose token it is; None if nobody's."""
+        return self._name_of(hashlib.sha256(token.encode()).digest())
+
+    def acquaintance(self, token: str) -> Acquaintance:
+        """Tells later whether the token still is whose it is now."""
         digest = hashlib.sha256(token.encode()).digest()
+        return Acquaintance(self._num_changes, partial(self._name_of, digest))
+
+    def _num_changes(self) -> int:
+        if self._file is None:
+            return 0
+        self._file.current()
+        return self._file.num_changes
+
+    def _name_of(self, digest: bytes) -> str | None:
         found = None
         # All are looked at, each in constant time: how long it takes tells nothing.
         for name, known in (self._file.current() if self._file else self._fixed).items():
             if hmac.compare_digest(known, digest):
                 found = name
         return found
+
+
+class Acquaintance:
+    """Whether the token that a stream began with is known still, and under the same name.
+
+    Args:
+        num_changes: How often the tokens have changed up to now.
+        name_now: Whose the token is now; asked only after a change.
+    """
+
+    def __init__(self, num_changes: Callable[[], int], name_now: Callable[[], str | None]) -> None:
+        self._num_changes, self._name_now = num_changes, name_now
+        self._seen, self._name = num_changes(), name_now()
+
+    def is_over(self) -> bool:
+        """Whether the token was taken out, or is another's now."""
+        if (seen := self._num_changes()) != self._seen:
+            self._seen = seen
+            return self._name_now() != self._name
+        return False
 
 
 def parse_tokens(text: str) -> dict[str, bytes]:

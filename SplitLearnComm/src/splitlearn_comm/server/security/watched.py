@@ -29,6 +29,8 @@ class WatchedFiles(Generic[T]):
         self._read = read
         self._stamp = self._look()
         self._value = read()
+        self.num_changes = 0
+        """How often they were read again and made sense."""
 
     def current(self) -> T:
         """What the files hold now; while they are broken or gone, what they held before, and the log says so once."""
@@ -53,6 +55,7 @@ class WatchedFiles(Generic[T]):
         except (OSError, ValueError) as error:
             logger.error("cannot use %s as changed, what was there before still counts: %s", shown, error)
         else:
+            self.num_changes += 1
             logger.info("read %s again, changed", shown)
 
     def _look(self) -> _Stamp:
