@@ -60,7 +60,7 @@ class FunctionHost(SessionHost):
         output = await self._run(call.tensor, arguments)
         return ComputeResult(*output) if isinstance(output, tuple) else ComputeResult(output)
 
-    async def open_session(self, session_id: str) -> None:
+    async def open_session(self, session_id: str, client: str = "") -> None:
         """Nothing to do: there is no state."""
         return
 

@@ -38,8 +38,13 @@ class SessionHost(ABC):
         """Do one stateless call. `past_key_values` of the result is given if and only if `use_cache` is."""
 
     @abstractmethod
-    async def open_session(self, session_id: str) -> None:
-        """Make room for a session with an empty cache."""
+    async def open_session(self, session_id: str, client: str = "") -> None:
+        """Make room for a session with an empty cache.
+
+        Args:
+            session_id: Its name.
+            client: Whose it is, as the server knows its clients: for a fair share of what there is.
+        """
 
     @abstractmethod
     async def run_step(self, session_id: str, action: Action) -> torch.Tensor | None:

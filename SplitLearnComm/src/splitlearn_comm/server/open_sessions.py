@@ -73,7 +73,7 @@ class OpenSessions:
         try:
             self._served[session_id] = served = self._services.lease(fingerprint)
             account.open_session(session_id, self._table.has)
-            await served.host.open_session(session_id)
+            await served.host.open_session(session_id, account.name)
         except BaseException:
             self._table.close(session_id, "it could not be opened")
             self._release(session_id)

@@ -61,7 +61,7 @@ class RunningSumHost(SessionHost):
         entry = KVEntry(0, "inputs", {"inputs": inputs_BPH})
         return ComputeResult(output_BTH, KVEntries((entry,), inputs_BPH.shape[1]))
 
-    async def open_session(self, session_id: str) -> None:
+    async def open_session(self, session_id: str, client: str = "") -> None:
         """Begin with an empty cache."""
         self._caches_BPH[session_id] = None
 

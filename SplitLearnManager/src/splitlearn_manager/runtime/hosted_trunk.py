@@ -82,7 +82,7 @@ class HostedTrunk(SessionHost):
         """Run the layers once; the cache, if any, comes and goes with the call."""
         return await self._worker.run(partial(self._compute, call))
 
-    async def open_session(self, session_id: str) -> None:
+    async def open_session(self, session_id: str, client: str = "") -> None:
         """Make an empty cache for a session."""
         self._caches[session_id] = self._trunk.new_cache()
 

@@ -63,7 +63,7 @@ class ProcessHost(SessionHost):
             raise _error_of(frame, Inbox(_NO_CHUNKS))
         return decode_result(frame.payload)
 
-    async def open_session(self, session_id: str) -> None:
+    async def open_session(self, session_id: str, client: str = "") -> None:
         """Have the process make room for a session."""
         self._num_opened += 1
         session = _Session(self._num_opened, Inbox(_NO_CHUNKS))
