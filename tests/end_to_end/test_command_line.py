@@ -117,6 +117,8 @@ def test_an_error_is_one_line_and_status_1(tmp_path: Path) -> None:
         (["serve", "--device", "nonsense"], "device 'nonsense' is not there"),
         (["serve", "--split-points", "3"], "--split-points takes two integers"),
         (["support", "nonsense"], "nonsense: no model type in the table"),
+        (["generate", "--prompt", "import os", "--max-new-tokens", "99999"], "--max-new-tokens takes at most "),
+        (["generate", "--prompt", "x = 1\n" * 200], "none behind this prompt; shorten it"),
         (["generate", "--prompt", ""], "--prompt takes some text to go on from; got ''"),
         (["generate", "--sample", "--temperature", "0"], "--temperature takes a number above 0; got 0"),
         (["serve", "--log-level", "loud"], "--log-level takes debug, info, warning, error; got 'loud'"),

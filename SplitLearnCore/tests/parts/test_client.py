@@ -2,6 +2,7 @@
 
 import copy
 import gc
+import warnings
 from pathlib import Path
 
 import pytest
@@ -121,6 +122,20 @@ def test_a_sequence_longer_than_the_maximum_is_refused() -> None:
     limit = client.config.max_position_embeddings
     with pytest.raises(PartInputError, match=rf"at most {limit} tokens; got {limit + 1}"):
         client(torch.ones(1, limit + 1, dtype=torch.long))
+
+
+def test_a_generation_that_may_become_too_long_is_warned_of_before_its_first_token() -> None:
+    client, trunk = counting_client()
+    limit = client.config.max_position_embeddings
+    row = torch.ones(1, limit - 2, dtype=torch.long)
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        assert client.generate(row, max_new_tokens=3, pad_token_id=0).shape[1] == limit + 1
+        with pytest.raises(UserWarning, match=rf"{limit + 2} tokens long, and .* at most {limit}: .*max_new_tokens"):
+            client.generate(row, max_new_tokens=4, pad_token_id=0)
+    assert len(trunk.masks) == 0
+    with pytest.warns(UserWarning, match="tokens long"), pytest.raises(PartInputError):
+        client.generate(row, max_new_tokens=4, pad_token_id=0)
 
 
 def test_a_mask_of_four_dimensions_is_refused() -> None:

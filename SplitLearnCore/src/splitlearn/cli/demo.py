@@ -11,7 +11,7 @@ from transformers import AutoModelForCausalLM, PreTrainedModel, TextStreamer
 
 from splitlearn.cli.child_server import child_server
 from splitlearn.cli.options import Model, Revision
-from splitlearn.cli.prompt import encode
+from splitlearn.cli.prompt import check_length, encode
 from splitlearn.cli.quiet import set_up_logging
 from splitlearn.model import SplitModelForCausalLM, connect
 from splitlearn_core import SplitModel, load_tokenizer
@@ -38,6 +38,7 @@ def demo(
     at_commit = () if commit is None else ("--revision", commit)
     with child_server(model, *at_commit) as (address, server_pid), connect(address) as trunk:
         split = SplitModelForCausalLM.from_pretrained(model, trunk=trunk, revision=commit)
+        check_length(encoded, max_new_tokens, split.max_positions)
         introduce(out, model, split, address, server_pid)
         out.rule("text")
         started = time.perf_counter()

@@ -7,7 +7,7 @@ import typer
 from transformers import TextStreamer
 
 from splitlearn.cli.options import DtypeName, Model, Revision, SplitAt, parse_dtype, parse_split_points
-from splitlearn.cli.prompt import encode
+from splitlearn.cli.prompt import check_length, encode
 from splitlearn.cli.quiet import set_up_logging
 from splitlearn.cli.security import Certificate, Key, Token, TrustedCA, UseTLS, connection_options
 from splitlearn.errors import OptionError
@@ -58,6 +58,7 @@ def generate(
         revision=commit,
         connection=connection if trunk else None,
     )
+    check_length(encoded, max_new_tokens, split.max_positions)
     options = {"do_sample": True, "temperature": temperature} if sample else {"do_sample": False}
     split.generate(
         **encoded,

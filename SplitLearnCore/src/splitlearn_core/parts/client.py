@@ -5,6 +5,7 @@ Tensor shapes: B rows, T new tokens, P cached tokens, H hidden size.
 
 import functools
 import inspect
+import warnings
 from contextlib import nullcontext
 from typing import Any, NamedTuple
 
@@ -130,6 +131,16 @@ class SplitModel(CutModel, GenerationMixin):
                 "shorten the prompt or lower max_new_tokens"
             )
 
+    def _warn_of_length(self, max_length: int | None) -> None:
+        limit = self.max_positions
+        # What is generated last is never fed back.
+        if limit is not None and max_length is not None and max_length - 1 > limit:
+            warnings.warn(
+                f"this generation may become {max_length} tokens long, and the model takes sequences of at most "
+                f"{limit}: unless it ends before, it fails there; lower max_new_tokens",
+                stacklevel=2,
+            )
+
     def _take_bottom_output(self, layer: nn.Module, args: tuple[Any, ...], output: Any) -> None:
         self._bottom_output_BTH = output[0] if isinstance(output, tuple) else output
 
@@ -189,6 +200,7 @@ class SplitModel(CutModel, GenerationMixin):
     ) -> None:
         # transformers calls this before the first forward, with the options of this generation settled.
         self._refuse_trunk_internals({name: getattr(generation_config, name, None) for name in TRUNK_INTERNALS})
+        self._warn_of_length(generation_config.max_length)
         name = "past_key_values" if "past_key_values" in self.forward_parameters else "cache_params"
         given = model_kwargs.get(name)
         self._check_cache(given)
