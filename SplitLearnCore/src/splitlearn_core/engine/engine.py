@@ -105,6 +105,11 @@ class TrunkEngine:
         assert session_id not in self._sessions, f"session {session_id} is open already"
         self._sessions[session_id] = EngineSession(session_id, client, cache or self._trunk.new_cache())
 
+    @torch.inference_mode()
+    def replace(self, session_id: str, cache: PartCache) -> None:
+        """Put another cache of the trunk into an open session that has no step in line."""
+        self._sessions[session_id] = EngineSession(session_id, self._sessions[session_id].client, cache)
+
     def close(self, session_id: str) -> tuple[int, ...]:
         """Free a session, if it is open; return the tickets of its steps that will not run."""
         self._sessions.pop(session_id, None)

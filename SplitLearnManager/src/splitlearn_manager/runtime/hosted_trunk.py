@@ -1,10 +1,11 @@
-"""A trunk as a session host: many sessions, one model thread.
+"""A trunk as a session host: many sessions, one engine.
 
 Tensor shapes: B rows, T new tokens, P cached tokens, H hidden size.
 """
 
-import logging
+from collections.abc import Callable
 from functools import partial
+from typing import assert_never
 
 import torch
 
@@ -16,44 +17,51 @@ from splitlearn_comm import (
     Crop,
     Forward,
     KVEntries,
-    KVEntry,
     Reorder,
     ServiceInfo,
     SessionHost,
-    StartRecording,
-)
-from splitlearn_comm.errors import (
-    InvalidRequestError,
     SessionNotFoundError,
+    StartRecording,
     UnsupportedOperationError,
 )
-from splitlearn_comm.worker import WorkerThread
-from splitlearn_core import Trunk, UnsupportedModelError
-from splitlearn_core.cache.entries import LayerState, export_cache, import_cache
-from splitlearn_core.cache.part_cache import PartCache
+from splitlearn_core import Trunk, UnsupportedModelError, engine
+from splitlearn_core.engine import EngineLimits, TrunkEngine
+from splitlearn_core.engine.session import tensors_in
 from splitlearn_core.parts.port import trunk_info
-from splitlearn_manager.runtime.cache_form import CacheForm
-from splitlearn_manager.runtime.inline_worker import Worker
+from splitlearn_manager.runtime.cache_book import CacheBook, CacheLimits
+from splitlearn_manager.runtime.cache_transfer import CacheTransfer, entries_of, one_token
+from splitlearn_manager.runtime.engine_driver import EngineDriver
+from splitlearn_manager.runtime.engine_thread import EngineThread
 
-logger = logging.getLogger(__name__)
+Drives = Callable[[TrunkEngine, str], EngineDriver]
+"""Makes who takes an engine's turns, of the engine and a name for it."""
 
 
 class HostedTrunk(SessionHost):
-    """Runs a trunk for many clients, one step at a time, each session with a KV cache of its own.
+    """Runs a trunk for many clients: steps of several sessions share a forward, where that is exact.
 
     Args:
         trunk: the model part; put into evaluation mode here.
         name: what clients see as the name of the service.
-        worker: runs the model's calls; None for a thread of its own.
+        engine_limits: how much one forward may hold.
+        cache_limits: what the caches of all sessions may hold.
+        drives: who takes the engine's turns; a thread of its own by default.
     """
 
-    def __init__(self, trunk: Trunk, *, name: str, worker: Worker | None = None) -> None:
+    def __init__(
+        self,
+        trunk: Trunk,
+        *,
+        name: str,
+        engine_limits: EngineLimits | None = None,
+        cache_limits: CacheLimits = CacheLimits(),  # noqa: B008 - frozen
+        drives: Drives = EngineThread,
+    ) -> None:
         self._trunk = trunk
-        trunk.train(False)
         self._name = name
-        self._caches: dict[str, PartCache] = {}
-        self._form: CacheForm | None = None
-        self._worker: Worker = worker or WorkerThread(f"trunk-{name}")
+        self._transfer = CacheTransfer(trunk)
+        self._driver = drives(TrunkEngine(trunk, engine_limits), f"trunk-{name}")
+        self._book = CacheBook(cache_limits, bytes_per_token(trunk))
 
     def get_info(self) -> ServiceInfo:
         """Describe the trunk: cut points, fingerprint, what hidden states it takes."""
@@ -75,116 +83,98 @@ class HostedTrunk(SessionHost):
 
     async def teardown(self) -> None:
         """End the model's thread; the host may be set up again."""
-        self._caches.clear()
-        await self._worker.shutdown()
+        for session_id in self._book.close_all():
+            self._driver.close(session_id)
+        await self._driver.shutdown()
 
     async def compute(self, call: ComputeCall) -> ComputeResult:
         """Run the layers once; the cache, if any, comes and goes with the call."""
-        return await self._worker.run(partial(self._compute, call))
+        return await self._driver.run(lambda _: self._compute(call))
 
     async def open_session(self, session_id: str, client: str = "") -> None:
-        """Make an empty cache for a session."""
-        self._caches[session_id] = self._trunk.new_cache()
+        """Make an empty cache for a session; one that is open begins anew."""
+        if session_id in self._book:
+            await self.close_session(session_id)
+        self._book.open(session_id)
+        self._driver.open(session_id, client)
 
     async def run_step(self, session_id: str, action: Action) -> torch.Tensor | None:
-        """Do one step of a session on the model's thread.
+        """Put one step of a session in line, and wait for its result.
 
         Raises:
             SessionNotFoundError: the session is not open, or an earlier step of it failed half-way.
+            ResourceExhaustedError: the caches have no room for it.
         """
-        cache = self._cache_of(session_id)
+        self._check_open(session_id)
+        self._book.admit(session_id, action)
         try:
-            return await self._worker.run(partial(self._step, cache, action))
+            return await self._driver.step(session_id, engine_action(action))
         except Exception:
             # Some layers may have appended to their cache and others not: the session cannot go on.
-            self._caches.pop(session_id, None)
+            self._book.close(session_id)
             raise
 
     async def export_session(self, session_id: str) -> KVEntries:
         """Give out a session's cache; raises as `SessionHost.export_session` does."""
-        return await self._worker.run(partial(self._export, self._cache_of(session_id)))
+        self._check_open(session_id)
+        try:
+            return entries_of(*await self._driver.run(lambda engine: engine.export(session_id)))
+        except UnsupportedModelError as error:
+            raise UnsupportedOperationError(str(error)) from error
 
     async def import_session(self, session_id: str, cache: KVEntries) -> None:
         """Fill a new session with a cache from another server of the same trunk."""
-        self._cache_of(session_id)
-        imported = await self._worker.run(partial(self._import, cache))
-        if session_id in self._caches:  # not closed meanwhile
-            self._caches[session_id] = imported
-
-    def _cache_of(self, session_id: str) -> PartCache:
-        if session_id not in self._caches:
-            raise SessionNotFoundError("this session is not open, or a step of it failed; open a new one")
-        return self._caches[session_id]
+        self._check_open(session_id)
+        rows = next((t.shape[0] for entry in cache.entries for t in entry.tensors.values() if t.dim()), 0)
+        self._book.resize(session_id, rows, cache.position)
+        await self._driver.run(partial(self._import, session_id, cache))
 
     async def close_session(self, session_id: str) -> None:
         """Free a session's cache."""
-        self._caches.pop(session_id, None)
+        self._book.close(session_id)
+        self._driver.close(session_id)
 
-    @torch.inference_mode()
-    def _step(self, cache: PartCache, action: Action) -> torch.Tensor | None:
-        match action:
-            case Forward():
-                return self._forward(action.hidden, action.attention_mask, action.position_ids, cache)
-            case Reorder():
-                cache.reorder_cache(torch.tensor(action.indices, device=self._trunk.device))
-            case Crop():
-                cache.crop(-action.num_tokens)
-            case StartRecording():
-                cache.activate_past_recording()
-        return None
+    def _check_open(self, session_id: str) -> None:
+        if session_id not in self._book:
+            raise SessionNotFoundError("this session is not open, or a step of it failed; open a new one")
+
+    def _import(self, session_id: str, cache: KVEntries, engine: TrunkEngine) -> None:
+        imported = self._transfer.to_cache(cache)
+        if session_id in engine:  # not closed meanwhile
+            engine.replace(session_id, imported)
 
     @torch.inference_mode()
     def _compute(self, call: ComputeCall) -> ComputeResult:
         cache = None
         if call.use_cache or call.past_key_values is not None:
-            cache = self._import(call.past_key_values)
-        output = self._forward(call.tensor, call.attention_mask, call.position_ids, cache)
-        return ComputeResult(output, self._export(cache) if cache is not None and call.use_cache else None)
-
-    def _forward(
-        self,
-        hidden_BTH: torch.Tensor,
-        attention_mask: torch.Tensor | None,
-        position_ids: torch.Tensor | None,
-        cache: PartCache | None,
-    ) -> torch.Tensor:
+            cache = self._transfer.to_cache(call.past_key_values)
         device = self._trunk.device
         output = self._trunk(
-            hidden_BTH.to(device),
-            attention_mask if attention_mask is None else attention_mask.to(device),
-            position_ids if position_ids is None else position_ids.to(device),
+            call.tensor.to(device),
+            call.attention_mask if call.attention_mask is None else call.attention_mask.to(device),
+            call.position_ids if call.position_ids is None else call.position_ids.to(device),
             past_key_values=cache,
         )
         assert isinstance(output, torch.Tensor)
-        return output
+        return ComputeResult(output, self._transfer.to_entries(cache) if cache is not None and call.use_cache else None)
 
-    def _import(self, entries: KVEntries | None) -> PartCache:
-        cache: PartCache = self._trunk.new_cache()
-        if entries is not None:
-            device = self._trunk.device
-            states = [
-                LayerState(layer=e.layer, kind=e.kind, tensors={n: t.to(device) for n, t in e.tensors.items()})
-                for e in entries.entries
-            ]
-            if entries.position:
-                self._cache_form().check(entries)
-            try:
-                import_cache(cache, states, entries.position)
-            except ValueError as error:
-                raise InvalidRequestError(f"past_key_values are not those of this trunk: {error}") from error
-        return cache
 
-    @torch.inference_mode()
-    def _cache_form(self) -> CacheForm:
-        if self._form is None:
-            info, cache = trunk_info(self._trunk), self._trunk.new_cache()
-            self._forward(torch.zeros(1, 1, info.hidden_size, dtype=info.dtype), None, None, cache)
-            self._form = CacheForm(self._export(cache))
-        return self._form
+def engine_action(action: Action) -> engine.Action:
+    """Return a step of the wire in the engine's words."""
+    match action:
+        case Forward(hidden, attention_mask, position_ids):
+            return engine.RunTokens(hidden_BTH=hidden, attention_mask=attention_mask, position_ids=position_ids)
+        case Reorder(indices):
+            return engine.ReorderRows(indices=tuple(indices))
+        case Crop(num_tokens):
+            return engine.CropTokens(num_tokens=num_tokens)
+        case StartRecording():
+            return engine.StartRecording()
+        case _:
+            assert_never(action)
 
-    def _export(self, cache: PartCache) -> KVEntries:
-        try:
-            states = export_cache(cache)
-        except UnsupportedModelError as error:
-            raise UnsupportedOperationError(str(error)) from error
-        return KVEntries(tuple(KVEntry(s.layer, s.kind, dict(s.tensors)) for s in states), cache.position)
+
+def bytes_per_token(trunk: Trunk) -> int:
+    """Return what the caches of a trunk's layers take for one token of one row."""
+    cache = one_token(trunk)
+    return sum(tensor.nbytes for layer in cache.own_slots() for tensor in tensors_in(vars(layer).values()))

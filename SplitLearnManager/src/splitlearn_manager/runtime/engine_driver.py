@@ -1,0 +1,104 @@
+"""Who takes the turns of an engine: the port, and the book of those who wait for a step's result."""
+
+import asyncio
+from abc import ABC, abstractmethod
+from collections.abc import Callable
+from typing import TypeVar
+
+import torch
+
+from splitlearn_core.engine import Action, StepResult, TrunkEngine
+
+T = TypeVar("T")
+Waiter = asyncio.Future[torch.Tensor | None]
+
+
+class EngineDriver(ABC):
+    """Takes an engine's turns, for an event loop that hands it steps.
+
+    Args:
+        engine: touched by nobody else.
+    """
+
+    def __init__(self, engine: TrunkEngine) -> None:
+        self._engine = engine
+
+    @abstractmethod
+    async def step(self, session_id: str, action: Action) -> torch.Tensor | None:
+        """Put a step of an open session in line and wait for its result.
+
+        Raises:
+            LookupError: the session is not open, or was closed before the step's turn came.
+            Exception: what the step failed with; the session is over then.
+        """
+
+    @abstractmethod
+    async def run(self, call: Callable[[TrunkEngine], T]) -> T:
+        """Do something with the engine between two turns; raises what the call raised."""
+
+    @abstractmethod
+    def open(self, session_id: str, client: str) -> None:
+        """Open a session, ahead of the steps that are put in line from now on; waits for nothing."""
+
+    @abstractmethod
+    def close(self, session_id: str) -> None:
+        """Free a session, if it is open; waits for nothing.
+
+        Whoever waits for steps of it that have not begun gets a `LookupError`.
+        """
+
+    @abstractmethod
+    async def shutdown(self) -> None:
+        """Let the turn in progress end, and take no other; those who wait are cancelled."""
+
+
+class Waiters:
+    """Who waits for which ticket of an engine."""
+
+    def __init__(self, engine: TrunkEngine) -> None:
+        self._engine = engine
+        self._waiters: dict[int, Waiter] = {}
+
+    def submit(self, session_id: str, action: Action, waiter: Waiter) -> bool:
+        """Put a step in line; return False if its session is not open."""
+        if session_id not in self._engine:
+            return False
+        self._waiters[self._engine.submit(session_id, action)] = waiter
+        return True
+
+    def ended(self, results: tuple[StepResult, ...]) -> list[tuple[Waiter, StepResult]]:
+        """Return the results of a turn with those who wait for them."""
+        return [(self._waiters.pop(result.ticket), result) for result in results if result.ticket in self._waiters]
+
+    def close(self, session_id: str) -> list[Waiter]:
+        """Free a session; return who waits for steps of it that will not run."""
+        tickets = self._engine.close(session_id)
+        return [self._waiters.pop(ticket) for ticket in tickets if ticket in self._waiters]
+
+    def drop_all(self) -> list[Waiter]:
+        """Forget all; return who waits."""
+        waiters, self._waiters = list(self._waiters.values()), {}
+        return waiters
+
+
+def not_open(waiter: Waiter, _: object = None) -> None:
+    """Tell who waits that the session is not open; on the waiter's own loop."""
+    refuse(waiter, LookupError("the session is not open"))
+
+
+def tell(waiter: Waiter, result: StepResult) -> None:
+    """Hand a result to who waits for it; on the waiter's own loop."""
+    if waiter.cancelled():
+        return
+    if result.error is None:
+        waiter.set_result(result.output_BTH)
+    else:
+        refuse(waiter, result.error)
+
+
+def refuse(waiter: asyncio.Future[T], error: BaseException) -> None:
+    """Hand an error to who waits; on the waiter's own loop."""
+    if not waiter.cancelled():
+        # A future takes no StopIteration: a coroutine that raised it would just end.
+        is_odd = isinstance(error, StopIteration)
+        waiter.set_exception(RuntimeError("the call raised StopIteration") if is_odd else error)
