@@ -30,28 +30,30 @@ class GrowingLayer(DynamicLayer):
         self, key_states: torch.Tensor, value_states: torch.Tensor, *args: Any, **kwargs: Any
     ) -> tuple[torch.Tensor, torch.Tensor]:
         """Append keys and values [B, N, T, D] of new tokens; return those of all tokens, [B, N, P + T, D]."""
-        cached_len = self.get_seq_length()
-        end = cached_len + key_states.shape[-2]
-        keys, values = self._rooms_for(key_states, value_states, cached_len, end)
-        keys[:, :, cached_len:end] = key_states
-        values[:, :, cached_len:end] = value_states
-        self.keys, self.values = keys[:, :, :end], values[:, :, :end]
-        self._in_room = self.keys
+        num_tokens = key_states.shape[2]
+        # Whoever else assigned keys (an import, a reorder) left the room: what lies there is no longer ours.
+        cached_len = self._in_room.shape[2] if self.keys is self._in_room is not None else self.get_seq_length()
+        end = cached_len + num_tokens
+        keys, values = self._rooms_for(key_states, value_states, end)
+        # `narrow` and not an index: this runs for every layer of every session, and an index costs twice as much.
+        keys.narrow(2, cached_len, num_tokens).copy_(key_states)
+        values.narrow(2, cached_len, num_tokens).copy_(value_states)
+        self.keys = self._in_room = keys.narrow(2, 0, end)
+        self.values = values.narrow(2, 0, end)
         return self.keys, self.values
 
     def _rooms_for(
-        self, key_states: torch.Tensor, value_states: torch.Tensor, cached_len: int, end: int
+        self, key_states: torch.Tensor, value_states: torch.Tensor, end: int
     ) -> tuple[torch.Tensor, torch.Tensor]:
-        # Whoever else assigned keys (an import, a reorder) left the room: what lies there is no longer ours.
-        if self._rooms is not None and self.keys is self._in_room and end <= self._rooms[0].shape[-2]:
+        if self._rooms is not None and self.keys is self._in_room and end <= self._rooms[0].shape[2]:
             return self._rooms
         if not self.is_initialized:
             self.lazy_initialization(key_states, value_states)
         size = max(MIN_ROOM, 1 << (end - 1).bit_length())
         self._rooms = new_room(key_states, size), new_room(value_states, size)
-        if self.keys is not None and self.values is not None and cached_len:
-            self._rooms[0][:, :, :cached_len] = self.keys
-            self._rooms[1][:, :, :cached_len] = self.values
+        if self.keys is not None and self.values is not None and self.keys.numel():
+            self._rooms[0].narrow(2, 0, self.keys.shape[2]).copy_(self.keys)
+            self._rooms[1].narrow(2, 0, self.values.shape[2]).copy_(self.values)
         return self._rooms
 
     def crop(self, tokens_to_remove: int) -> None:

@@ -9,13 +9,15 @@ Tensor shapes: B rows of all sessions, R rows of one, N heads, T new tokens, K c
 """
 
 import sys
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from typing import Any, Final
 
 import torch
 from torch import nn
+from torch.nn.functional import scaled_dot_product_attention
 from transformers import AttentionInterface, PreTrainedConfig
+from transformers.integrations.sdpa_attention import sdpa_attention_forward
 from transformers.masking_utils import ALL_MASK_ATTENTION_FUNCTIONS
 
 from splitlearn_core.errors import PartInputError
@@ -25,6 +27,9 @@ Attention = Callable[..., tuple[torch.Tensor, torch.Tensor | None]]
 PREFIX: Final = "splitlearn|"
 CAN_BE_RAGGED: Final = ("sdpa", "eager")
 """Implementations of attention that take the keys of one session as they lie."""
+
+MAX_GROUPED_SIZE: Final = 256
+"""Largest head for which transformers leaves it to torch to share keys among queries."""
 
 _ATTRIBUTE: Final = "_splitlearn_ragged"
 
@@ -43,13 +48,38 @@ class RaggedKeys:
     ) -> tuple[torch.Tensor, None]:
         """Return the outputs [B, T, N, D] of the sessions one below the other."""
         self.is_taken = True
-        masks = self._masks.of(mask, [keys.shape[2] for keys, _ in self._pairs])
-        begin, outputs = 0, []
-        for (keys, values), own_mask in zip(self._pairs, masks, strict=True):
-            end = begin + keys.shape[0]
-            outputs.append(attention(module, query_BNTD[begin:end], keys, values, own_mask, **given)[0])
-            begin = end
+        own_masks = self._masks.of(mask, [keys.shape[2] for keys, _ in self._pairs])
+        queries = query_BNTD.split_with_sizes([keys.shape[0] for keys, _ in self._pairs])
+        if attention is sdpa_attention_forward and self._is_plain(query_BNTD, own_masks, given):
+            return self._attend_plain(queries, given.get("scaling")), None
+        outputs = [
+            attention(module, query, keys, values, own_mask, **given)[0]
+            for query, (keys, values), own_mask in zip(queries, self._pairs, own_masks, strict=True)
+        ]
         return torch.cat(outputs), None
+
+    def _is_plain(
+        self, query_BNTD: torch.Tensor, masks: Sequence[torch.Tensor | None], given: Mapping[str, Any]
+    ) -> bool:
+        """Whether every session has one query that sees all its keys, and the architecture wants nothing special."""
+        keys, values = self._pairs[0]
+        return (
+            query_BNTD.shape[2] == 1
+            and keys.shape[3] == values.shape[3] <= MAX_GROUPED_SIZE
+            and all(mask is None for mask in masks)
+            and not any(given.get(name) is not None for name in ("position_bias", "softcap", "cache"))
+            and not given.get("dropout")
+        )
+
+    def _attend_plain(self, queries: Sequence[torch.Tensor], scaling: float | None) -> torch.Tensor:
+        # What transformers' function does in this case, without what it does around it: for a short session that
+        # costs as much as the attention itself, in every layer.
+        is_grouped = queries[0].shape[1] != self._pairs[0][0].shape[1]
+        outputs = [
+            scaled_dot_product_attention(query, keys, values, scale=scaling, enable_gqa=is_grouped)
+            for query, (keys, values) in zip(queries, self._pairs, strict=True)
+        ]
+        return torch.cat(outputs).transpose(1, 2)
 
 
 class RowMasks:
@@ -100,7 +130,7 @@ def _ragged_eager(module: nn.Module, query: torch.Tensor, key: torch.Tensor, *ar
 
 
 def _ragged_sdpa(module: nn.Module, query: torch.Tensor, key: torch.Tensor, *args: Any, **given: Any) -> Any:
-    return _dispatch(AttentionInterface._global_mapping["sdpa"], module, query, key, *args, **given)
+    return _dispatch(sdpa_attention_forward, module, query, key, *args, **given)
 
 
 def _dispatch(
