@@ -263,6 +263,11 @@ class SessionTable:
         """The session's ledger. Raises `SessionNotFoundError` if there is none."""
         return self._find(session_id).ledger
 
+    def attachment(self, session_id: str) -> int | None:
+        """The number of the stream that the session was attached to last; None if it is not open."""
+        entry = self._entries.get(session_id)
+        return None if entry is None else entry.attachment
+
     def use(self, session_id: str, attachment: int, now: float) -> Ledger:
         """The session's ledger, for a step that came at `now` over the stream of this attachment.
 

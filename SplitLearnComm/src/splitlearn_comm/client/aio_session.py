@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import logging
 from collections.abc import Awaitable, Callable, Sequence
 from types import TracebackType
 from typing import Self
@@ -34,6 +35,8 @@ from splitlearn_comm.errors import CommError
 from splitlearn_comm.framing import steps
 from splitlearn_comm.messages import Action, Crop, Forward, Reorder, StartRecording
 
+logger = logging.getLogger("splitlearn_comm.client")
+
 
 class AsyncClientSession:
     """State on the server, moved on step by step. Made by `AsyncComputeClient.session`; for one task at a time.
@@ -57,6 +60,7 @@ class AsyncClientSession:
         self._stream: AsyncStream | None = None
         self._put_aside: AsyncStream | None = None
         self._is_in_use = False
+        self._leaving: asyncio.Task[None] | None = None
 
     def __repr__(self) -> str:
         return repr(self._cursor)
@@ -113,6 +117,8 @@ class AsyncClientSession:
 
     async def close(self) -> None:
         """End the session. May be called twice, and when the server is gone."""
+        if self._leaving is not None:
+            await asyncio.wait({self._leaving})  # it is on its way to another server, and is closed there
         stream, self._stream = self._stream, None
         # Behind a step that another waits for, its answer would be taken for the answer to this.
         is_polite = stream is not None and not self._cursor.is_over and not self._is_in_use
@@ -138,6 +144,8 @@ class AsyncClientSession:
         await self.close()
 
     async def _run(self, action: Action, timeout_s: float | None) -> torch.Tensor | None:
+        if self._leaving is not None:
+            await asyncio.wait({self._leaving})
         if self._is_in_use:
             raise RuntimeError("two tasks use one session at the same time; open one for each")
         self._is_in_use = True
@@ -149,7 +157,23 @@ class AsyncClientSession:
         finally:
             self._is_in_use = False
 
-    async def _follow(self, course: Course, deadline: Deadline) -> steps.Answer:
+    def _leave_soon(self, stream: AsyncStream) -> None:
+        # A step that is under way sees for itself that the stream has ended.
+        if stream is self._stream and not self._is_in_use and not self._cursor.is_over and self._leaving is None:
+            self._leaving = asyncio.create_task(self._leave(stream))
+
+    async def _leave(self, stream: AsyncStream) -> None:
+        """Take the session to another server while its user does nothing with it."""
+        try:
+            if await stream.was_called_away():
+                deadline = Deadline.after(self._settings.open_timeout_s)
+                await self._follow(self._course.leave(deadline), deadline, is_step=False)
+        except CommError as error:
+            logger.info("session %s stays where it was for now: %s", self.session_id, error)
+        finally:
+            self._leaving = None
+
+    async def _follow(self, course: Course, deadline: Deadline, *, is_step: bool = True) -> steps.Answer:
         """Do what a course says; returns the answer that it ends with."""
         try:
             effect = next(course)
@@ -165,7 +189,8 @@ class AsyncClientSession:
             return answer
         except BaseException as error:
             # What the server has done is unknown now; another step could be answered with this one's result.
-            self._cursor.end(error if isinstance(error, CommError) else CommError("a step was interrupted"))
+            if is_step:
+                self._cursor.end(error if isinstance(error, CommError) else CommError("a step was interrupted"))
             self._settle()
             self._drop_stream()
             raise
@@ -185,6 +210,7 @@ class AsyncClientSession:
                     self._put_aside, self._stream = self._stream, None
                 self._drop_stream()
                 self._stream = self._connect(address)
+                self._stream.when_ended(self._leave_soon)
             case Return():
                 self._drop_stream()
                 self._stream, self._put_aside = self._put_aside, None

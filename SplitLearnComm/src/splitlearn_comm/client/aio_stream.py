@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+from collections.abc import Callable
 from typing import Any
 
 import grpc
@@ -12,7 +13,7 @@ import grpc.aio
 from splitlearn_comm.client.closing import closed_here, is_cancelled_by_its_owner
 from splitlearn_comm.client.cursor import is_stale
 from splitlearn_comm.client.deadline import Deadline
-from splitlearn_comm.client.failures import gone, translate
+from splitlearn_comm.client.failures import calls_away, gone, translate
 from splitlearn_comm.client.statistics import ClientStatistics
 from splitlearn_comm.errors import CommError
 from splitlearn_comm.framing.chunks import ChunkedMessage, Outgoing, messages_of
@@ -101,6 +102,14 @@ class AsyncStream:
         return translate(
             grpc.aio.AioRpcError(code, initial, trailing, details, details), self._address, deadline.timeout_s
         )
+
+    def when_ended(self, notify: Callable[[AsyncStream], None]) -> None:
+        """Have it called when the stream has ended."""
+        self._call.add_done_callback(lambda _: notify(self))
+
+    async def was_called_away(self) -> bool:
+        """Whether the stream, which has ended, did so because its server stops."""
+        return calls_away(await self._call.trailing_metadata())
 
     def close(self) -> None:
         """End the stream, whatever it is doing."""

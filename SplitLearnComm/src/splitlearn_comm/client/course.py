@@ -110,6 +110,21 @@ class SessionCourse:
         """
         return self._stubbornly(message, deadline)
 
+    def leave(self, deadline: Deadline) -> Course:
+        """Take the session away from the server that has ended its stream because it stops, while no step is under way.
+
+        Raises:
+            CommError: It could not be; the next step will see to it.
+        """
+        try:
+            answer = yield from self._connect(deadline)
+            if self._is_connected and self._can_move:
+                yield from self._move()
+            return answer
+        except CommError:
+            self._is_connected = False
+            raise
+
     def _stubbornly(self, message: Outgoing | None, deadline: Deadline) -> Course:
         attempt = 1
         while True:

@@ -18,7 +18,7 @@ from splitlearn_comm.errors import (
     UnsupportedOperationError,
     error_class,
 )
-from splitlearn_comm.protocol import KIND_METADATA, PUSHBACK_METADATA, REQUEST_ID_METADATA, SERVICE
+from splitlearn_comm.protocol import DRAINING_METADATA, KIND_METADATA, PUSHBACK_METADATA, REQUEST_ID_METADATA, SERVICE
 
 
 @dataclass(frozen=True, slots=True)
@@ -90,6 +90,11 @@ def translate(error: grpc.RpcError, address: str, timeout_s: float) -> CommError
             told.retry_after_s = _seconds(metadata.get(PUSHBACK_METADATA))
         return told
     return _without_kind(code, details, address, timeout_s)
+
+
+def calls_away(trailing_metadata: Sequence[tuple[str, str | bytes]] | None) -> bool:
+    """Whether what came with the end of a stream says that its session should be taken elsewhere."""
+    return any(key == DRAINING_METADATA for key, _ in trailing_metadata or ())
 
 
 def gone(address: str, details: str) -> ServerUnavailableError:

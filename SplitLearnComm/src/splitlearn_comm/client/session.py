@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import logging
 import threading
 import time
 from collections.abc import Callable, Sequence
@@ -34,6 +35,7 @@ from splitlearn_comm.errors import CommError
 from splitlearn_comm.framing import steps
 from splitlearn_comm.messages import Action, Crop, Forward, Reorder, StartRecording
 
+logger = logging.getLogger("splitlearn_comm.client")
 CLOSE_TIMEOUT_S = 5.0
 """How long the server may take to free a session; after that it does so by itself."""
 
@@ -62,6 +64,7 @@ class ClientSession:
         self._stream: SyncStream | None = None
         self._put_aside: SyncStream | None = None
         self._in_use = threading.Lock()
+        self._is_leaving = False
         deadline = Deadline.after(settings.open_timeout_s)
         self._follow(course.open(deadline), deadline)
 
@@ -128,6 +131,9 @@ class ClientSession:
 
     def close(self) -> None:
         """End the session. May be called twice, and when the server is gone."""
+        if self._is_leaving:
+            with self._in_use:
+                pass  # it is on its way to another server, and is closed there
         stream, self._stream = self._stream, None
         # Behind a step that another waits for, its answer would be taken for the answer to this.
         is_polite = stream is not None and not self._cursor.is_over and not self._in_use.locked()
@@ -153,7 +159,9 @@ class ClientSession:
 
     def _run(self, action: Action, timeout_s: float | None) -> torch.Tensor | None:
         if not self._in_use.acquire(blocking=False):
-            raise RuntimeError("two threads use one session at the same time; open one for each")
+            if not self._is_leaving:
+                raise RuntimeError("two threads use one session at the same time; open one for each")
+            self._in_use.acquire()
         try:
             message = self._cursor.step_message(action)
             deadline = Deadline.of_step(timeout_s, self._settings.step_timeout_s)
@@ -162,7 +170,25 @@ class ClientSession:
         finally:
             self._in_use.release()
 
-    def _follow(self, course: Course, deadline: Deadline) -> steps.Answer:
+    def _leave_soon(self, stream: SyncStream) -> None:
+        threading.Thread(target=self._leave, args=(stream,), name="splitlearn-leave", daemon=True).start()
+
+    def _leave(self, stream: SyncStream) -> None:
+        """Take the session to another server while its user does nothing with it."""
+        self._is_leaving = True
+        # A step that is under way sees for itself that the stream has ended.
+        if self._in_use.acquire(blocking=False):
+            try:
+                if stream is self._stream and not self._cursor.is_over:
+                    deadline = Deadline.after(self._settings.open_timeout_s)
+                    self._follow(self._course.leave(deadline), deadline, is_step=False)
+            except CommError as error:
+                logger.info("session %s stays where it was for now: %s", self.session_id, error)
+            finally:
+                self._in_use.release()
+        self._is_leaving = False
+
+    def _follow(self, course: Course, deadline: Deadline, *, is_step: bool = True) -> steps.Answer:
         """Do what a course says; returns the answer that it ends with."""
         try:
             effect = next(course)
@@ -178,7 +204,8 @@ class ClientSession:
             return answer
         except BaseException as error:
             # What the server has done is unknown now; another step could be answered with this one's result.
-            self._cursor.end(error if isinstance(error, CommError) else CommError("a step was interrupted"))
+            if is_step:
+                self._cursor.end(error if isinstance(error, CommError) else CommError("a step was interrupted"))
             self._settle()
             self._drop_stream()
             raise
@@ -198,6 +225,7 @@ class ClientSession:
                     self._put_aside, self._stream = self._stream, None
                 self._drop_stream()
                 self._stream = self._connect(address)
+                self._stream.when_called_away(self._leave_soon)
             case Return():
                 self._drop_stream()
                 self._stream, self._put_aside = self._put_aside, None

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from queue import SimpleQueue
 from typing import Any
 
@@ -12,7 +12,7 @@ import grpc
 from splitlearn_comm.client.closing import closed_here
 from splitlearn_comm.client.cursor import is_stale
 from splitlearn_comm.client.deadline import Deadline
-from splitlearn_comm.client.failures import gone, translate
+from splitlearn_comm.client.failures import calls_away, gone, translate
 from splitlearn_comm.client.statistics import ClientStatistics
 from splitlearn_comm.client.watch import DeadlineWatch
 from splitlearn_comm.framing.chunks import Outgoing, messages_of
@@ -87,6 +87,10 @@ class SyncStream:
             raise translate(error, self._address, deadline.timeout_s) from error
         finally:
             self.due_at_s = math.inf
+
+    def when_called_away(self, notify: Callable[[SyncStream], None]) -> None:
+        """Have it called, on a thread of gRPC's, when the server ends the stream because it stops."""
+        self._call.add_done_callback(lambda call: notify(self) if calls_away(call.trailing_metadata()) else None)
 
     def give_up(self) -> None:
         """End a wait that is overdue."""

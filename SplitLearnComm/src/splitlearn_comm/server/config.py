@@ -29,6 +29,8 @@ class GRPCServerConfig:
     """A session whose connection broke is closed when its client does not come back for so long."""
     drain_timeout_s: float = 10.0
     """How long calls and steps that are running when the server stops may still take."""
+    drain_idle_timeout_s: float = 2.0
+    """How long a server that stops waits for a client that does nothing to come and take its session elsewhere."""
     refuse_nonfinite: bool = True
     """Whether NaN and infinity are refused in floating inputs."""
     tls: ServerTLS | None = None

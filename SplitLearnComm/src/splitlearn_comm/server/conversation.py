@@ -80,6 +80,15 @@ class Conversation:
     def __repr__(self) -> str:
         return f"session {self._session_id or '(none)'}"
 
+    @property
+    def session_id(self) -> str:
+        """The session that is open on the stream; empty before, and after it was closed."""
+        return self._session_id
+
+    def idle_s(self) -> float:
+        """Seconds since the last message came."""
+        return time.perf_counter() - self._arrived_s
+
     def receive(self, num_bytes: int) -> None:
         """Count what came. Raises `ResourceExhaustedError` where the stream has to end."""
         self._meter.receive(num_bytes)

@@ -85,6 +85,10 @@ class OpenSessions:
         self._observer.on_session_opened()
         return attachment
 
+    def attachment(self, session_id: str) -> int | None:
+        """The number of the stream it was attached to last; None if it is not open."""
+        return self._table.attachment(session_id)
+
     def attach(self, session_id: str, account: ClientAccount) -> int:
         """Attach a session to another stream; raises `SessionNotFoundError` where there is none of this client."""
         account.check_owns(session_id)

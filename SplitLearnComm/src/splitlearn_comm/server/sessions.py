@@ -14,9 +14,11 @@ from splitlearn_comm.errors import AuthenticationError, CommError, ResourceExhau
 from splitlearn_comm.framing import steps
 from splitlearn_comm.framing.chunks import messages_of
 from splitlearn_comm.observer import Observer
+from splitlearn_comm.protocol import DRAINING_METADATA
 from splitlearn_comm.server.config import GRPCServerConfig
 from splitlearn_comm.server.conversation import Conversation
 from splitlearn_comm.server.faults import abort, as_comm_error, logger
+from splitlearn_comm.server.handover import Decision, Handover
 from splitlearn_comm.server.open_sessions import OpenSessions
 from splitlearn_comm.server.security.accounts import Meter
 from splitlearn_comm.server.security.caller import CALLER
@@ -26,6 +28,8 @@ from splitlearn_comm.server.served import Services
 from splitlearn_comm.server.statistics import ServerStatistics
 from splitlearn_comm.server.watching import SERVED
 
+LOOK_S = 0.02
+"""How often a server that stops looks whether there is anybody left to wait for."""
 _END = grpc.aio.EOF  # type: ignore[attr-defined]
 
 
@@ -38,6 +42,8 @@ class _Stream:
     acquaintance: Acquaintance | None = None
     ending: CommError | None = None
     """Why it is to end; None while it goes on."""
+    is_called: bool = False
+    """Whether its client was asked to come and take its session elsewhere."""
 
 
 class SessionService:
@@ -120,11 +126,34 @@ class SessionService:
 
     async def wait_for_moves(self, timeout_s: float) -> None:
         """Wait until the clients that can have taken their sessions elsewhere; after the timeout end them too."""
-        if moving := [task for task, stream in self._streams.items() if stream.conversation.can_move]:
-            await asyncio.wait(moving, timeout=timeout_s)
+        end_s = self._clock() + timeout_s
+        handover = Handover(self._config.drain_idle_timeout_s)
+        while self._hand_over(handover) and (left_s := end_s - self._clock()) > 0:
+            # Time decides, and clients that come and go: there is nothing to wait on but the next look.
+            await asyncio.wait([asyncio.ensure_future(asyncio.sleep(LOOK_S))], timeout=left_s)
         for stream in self._streams.values():
             stream.conversation.can_move = False
         self._end_idle()
+
+    def _hand_over(self, handover: Handover) -> bool:
+        """Call the clients of idle sessions; returns whether there is any to wait for."""
+        now_s = self._clock()
+        for task, stream in self._streams.items():
+            conversation = stream.conversation
+            if not conversation.can_move or stream.is_busy:
+                continue
+            match handover.decide(conversation.session_id, conversation.idle_s()):
+                case Decision.CALL:
+                    stream.is_called = True
+                    handover.called(conversation.session_id, self._sessions.attachment(conversation.session_id), now_s)
+                    task.cancel()
+                case Decision.END:
+                    conversation.can_move = False
+                    task.cancel()
+                case Decision.WAIT:
+                    pass
+        is_moving = any(stream.conversation.can_move and not stream.is_called for stream in self._streams.values())
+        return handover.is_waiting(self._sessions.attachment, now_s) or is_moving
 
     async def stop(self) -> None:
         """Cut off what drains no more, and close all sessions."""
@@ -152,7 +181,8 @@ class SessionService:
         if self._is_draining:
             with contextlib.suppress(grpc.aio.InternalError):
                 # Of a client that has left already, gRPC complains.
-                await context.abort(grpc.StatusCode.UNAVAILABLE, "the server is stopping")
+                metadata = ((DRAINING_METADATA, "1"),) if stream.is_called else ()
+                await context.abort(grpc.StatusCode.UNAVAILABLE, "the server is stopping", metadata)
 
     async def _converse(self, stream: _Stream, context: grpc.aio.ServicerContext[Any, Any]) -> None:
         conversation = stream.conversation
