@@ -288,6 +288,13 @@ class TestFailures:
         results = run(engine)
         assert all(results[ticket].error is None for ticket in good)
 
+    def test_a_first_step_runs_alone_among_others(self, trunk: Trunk, engine: TrunkEngine) -> None:
+        opened(engine, trunk, {"a": 5, "b": 4})
+        engine.open("new")
+        tickets = [engine.submit(name, tokens(trunk, 1, seed=1)) for name in ("a", "new", "b")]
+        _, first, _ = outputs(engine, tickets)
+        torch.testing.assert_close(first, trunk(tokens(trunk, 1, seed=1).hidden_BTH), rtol=TOLERANCE, atol=TOLERANCE)
+
     def test_a_closed_session_gives_its_tickets_back(self, trunk: Trunk, engine: TrunkEngine) -> None:
         engine.open("a")
         tickets = tuple(engine.submit("a", tokens(trunk, 2)) for _ in range(2))

@@ -25,7 +25,6 @@ def forward(ticket: int, session: str, *, tokens: int = 1, client: str = "", at:
         arrival_s=at,
         num_rows=rows,
         num_tokens=tokens,
-        past_len=5,
     )
 
 

@@ -84,7 +84,6 @@ class TrunkEngine:
         self._sessions: dict[str, EngineSession] = {}
         self._actions: dict[int, Action] = {}
         self._parts: dict[int, list[torch.Tensor]] = {}
-        self._queued_tokens: dict[str, int] = {}
         self._num_submitted = 0
 
     def __repr__(self) -> str:
@@ -113,7 +112,6 @@ class TrunkEngine:
     def close(self, session_id: str) -> tuple[int, ...]:
         """Free a session, if it is open; return the tickets of its steps that will not run."""
         self._sessions.pop(session_id, None)
-        self._queued_tokens.pop(session_id, None)
         dropped = self._scheduler.drop(session_id)
         for step in dropped:
             self._actions.pop(step.ticket, None)
@@ -182,15 +180,12 @@ class TrunkEngine:
         if not isinstance(action, RunTokens):
             return step
         num_rows, num_tokens = action.hidden_BTH.shape[:2]
-        past_len = session.cache.position + self._queued_tokens.get(session.session_id, 0)
-        self._queued_tokens[session.session_id] = self._queued_tokens.get(session.session_id, 0) + num_tokens
         return replace(
             step,
             kind=StepKind.FORWARD,
             num_rows=num_rows,
             num_tokens=num_tokens,
-            past_len=past_len,
-            can_join=past_len > 0 and self.batching.joining is not Joining.ALONE,
+            can_join=self.batching.joining is not Joining.ALONE,
             can_be_cut=self.batching.can_chunk,
         )
 
@@ -218,7 +213,6 @@ class TrunkEngine:
         try:
             if isinstance(action, RunTokens):
                 output_BTH = self._run_alone(session, action, chunk) if output_BTH is None else output_BTH
-                self._queued_tokens[session_id] -= chunk.end - chunk.begin
                 self._parts.setdefault(ticket, []).append(output_BTH.to(action.hidden_BTH.device))
             else:
                 self._change(session, action)

@@ -17,7 +17,7 @@ class EngineLimits:
     """Tokens of one forward, rows times length: a longer prompt runs in chunks even when nobody waits."""
     max_join_tokens: int = 8
     """A step of at most so many tokens joins others of the same length; a longer one is a prompt and runs alone."""
-    min_chunk_tokens: int = 8
+    min_chunk_tokens: int = 16
     """Tokens, rows times length, below which a chunk is not worth the reading of the weights."""
     chunk_share: float = 1.0
     """What a chunk of a prompt may cost, as a share of what the others' steps since the last chunk cost."""

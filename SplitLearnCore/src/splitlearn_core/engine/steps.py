@@ -31,8 +31,6 @@ class Step:
     """Rows of its hidden states."""
     num_tokens: int = 0
     """Tokens of each row; 0 without a forward."""
-    past_len: int = 0
-    """Tokens in the cache when it comes to run, as far as known."""
     can_join: bool = True
     """Whether it may share a forward with steps of other sessions."""
     can_be_cut: bool = True
