@@ -7,6 +7,7 @@ import subprocess
 import sys
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
 from contextlib import asynccontextmanager
+from dataclasses import replace
 from pathlib import Path
 
 import psutil
@@ -20,6 +21,7 @@ from splitlearn_comm import (
     InvalidRequestError,
     KVEntries,
     KVEntry,
+    ResourceExhaustedError,
     ServerUnavailableError,
     SessionHost,
     SessionNotFoundError,
@@ -240,6 +242,20 @@ def test_the_weights_size_is_known_before_they_are_read_and_what_is_loaded_is_to
     last = [item for item in told if isinstance(item, LoadProgress) and item.phase == "loading weights"][-1]
     assert last.num_done == last.num_total > 10
     assert str(last) == f"loading weights, {last.num_total} of {last.num_total} tensors"
+
+
+@pytest.mark.slow
+def test_its_caches_have_as_much_memory_as_was_set_aside_and_no_more(spec: ModelSpec) -> None:
+    async def run() -> None:
+        async with loaded(replace(spec, kv_bytes=4 * 2 * 2 * 32 * 4)) as process:  # 4 tokens in keys of 2 layers
+            host = ProcessHost(process)
+            await host.open_session("a", "somebody")
+            await host.run_step("a", Forward(hidden(1, 4)))
+            with pytest.raises(ResourceExhaustedError) as caught:
+                await host.run_step("a", Forward(hidden(1, 1)))
+            assert caught.value.retry_after_s
+
+    asyncio.run(run())
 
 
 def leftovers(tmp_path: Path) -> tuple[int, int, list[str]]:

@@ -17,6 +17,7 @@ from splitlearn_core.split.points import resolve_split_points
 from splitlearn_core.split.support import check_supported
 from splitlearn_manager.device import choose_device
 from splitlearn_manager.managed_server import log_choices
+from splitlearn_manager.runtime.cache_book import CacheLimits
 from splitlearn_manager.runtime.engine_on_loop import EngineOnLoop
 from splitlearn_manager.runtime.hosted_trunk import HostedTrunk
 from splitlearn_manager.runtime.load_reporter import WARMING, LoadReporter, ModelSize
@@ -50,7 +51,8 @@ def load_hosted_trunk(spec: ModelSpec, reporter: LoadReporter) -> HostedTrunk:
     log_choices(spec.model if source.commit is None else f"{spec.model} at commit {source.commit}", trunk)
     reporter.progress(WARMING)
     warm_up(trunk)
-    return HostedTrunk(trunk, name=spec.name, drives=lambda engine, _: EngineOnLoop(engine))
+    limits = CacheLimits(max_bytes=spec.kv_bytes or None)
+    return HostedTrunk(trunk, name=spec.name, cache_limits=limits, drives=lambda engine, _: EngineOnLoop(engine))
 
 
 def with_index(device: torch.device) -> str:

@@ -4,6 +4,7 @@ It loads what the first message says, then serves it until the other end asks it
 """
 
 import asyncio
+import gc
 import json
 import logging
 import signal
@@ -75,6 +76,9 @@ def _said_of(error: Exception, spec: ModelSpec) -> str:
 
 async def _serve(host: SessionHost, link: BlockingLink, connection: socket.socket) -> None:
     await host.setup()
+    # What is here now stays: without it the collector walks a million objects of the libraries between two steps.
+    gc.collect()
+    gc.freeze()
     link.send(Kind.READY, encode_info(host.get_info()))
     connection.setblocking(False)
     peer = HostPeer(host)

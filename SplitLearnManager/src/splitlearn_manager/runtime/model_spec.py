@@ -39,7 +39,8 @@ class ModelSpec:
     num_threads: int | None = None
     """CPU threads of the model's process; None for what torch chooses."""
     kv_bytes: int = 256 * MIB
-    """Memory set aside for the caches of its sessions, in bytes; counts against the budget."""
+    """Memory set aside for the caches of its sessions, in bytes; counts against the budget, and more is refused them.
+    0 sets none aside, and refuses none."""
     activation_bytes: int = 64 * MIB
     """Memory set aside for what one forward makes in passing, in bytes; counts against the budget."""
 

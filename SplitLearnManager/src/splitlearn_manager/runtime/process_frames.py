@@ -17,7 +17,7 @@ class Kind(IntEnum):
     ADMIT = 2
     """There is room for it: go on. Empty."""
     OPEN = 3
-    """Make room for a session. Empty."""
+    """Make room for a session: whose it is, as text."""
     STEP = 4
     """A step of a session: `SessionRequest`."""
     COMPUTE = 5
@@ -30,6 +30,8 @@ class Kind(IntEnum):
     """Free a session. Empty."""
     END = 9
     """Stop, in order. Empty."""
+    FORWARD = 10
+    """A step of a session: a few hidden states without padding, as in `process_tensors`."""
     # To the serving process
     PROGRESS = 32
     """How far loading is: JSON."""
@@ -45,6 +47,8 @@ class Kind(IntEnum):
     """A call that was refused, nothing has changed: `SessionResponse` with an error."""
     FAILED = 38
     """A call that failed half-way: a text for the log."""
+    OUTPUT = 39
+    """The answer to a step: a few hidden states, as in `process_tensors`."""
 
 
 class Frame(NamedTuple):

@@ -5,7 +5,7 @@ from dataclasses import dataclass
 
 import torch
 
-from splitlearn_comm import Action, ComputeCall, ComputeResult, KVEntries, ServiceInfo, SessionHost
+from splitlearn_comm import Action, ComputeCall, ComputeResult, Forward, KVEntries, ServiceInfo, SessionHost
 from splitlearn_comm.errors import ServerUnavailableError, SessionNotFoundError
 from splitlearn_comm.framing.calls import decode_result, encode_call
 from splitlearn_comm.framing.chunks import whole
@@ -14,6 +14,7 @@ from splitlearn_comm.messages import SessionState
 from splitlearn_manager.errors import ModelFaultError
 from splitlearn_manager.runtime.model_process import ModelProcess
 from splitlearn_manager.runtime.process_frames import Frame, Kind
+from splitlearn_manager.runtime.process_tensors import packed, unpacked
 
 _NO_CHUNKS = 0
 
@@ -69,7 +70,7 @@ class ProcessHost(SessionHost):
         session = _Session(self._num_opened, Inbox(_NO_CHUNKS))
         self._sessions[session_id] = session
         try:
-            await self._ask(session, Kind.OPEN)
+            await self._ask(session, Kind.OPEN, client.encode())
         except BaseException:
             # Nobody will close what nobody knows is open.
             self._sessions.pop(session_id, None)
@@ -83,8 +84,15 @@ class ProcessHost(SessionHost):
             SessionNotFoundError: the session is not open, or an earlier step of it failed half-way.
             ServerUnavailableError: the process has ended.
         """
-        answer = await self._ask(self._session_of(session_id), Kind.STEP, whole(encode_step(0, 0, action)))
-        return answer.tensor
+        session = self._session_of(session_id)
+        payload = _packed_forward(action)
+        if payload is None:
+            frame = await self._process.call(Kind.STEP, whole(encode_step(0, 0, action)), session.number)
+        else:
+            frame = await self._process.call(Kind.FORWARD, payload, session.number)
+        if frame.kind is Kind.OUTPUT:
+            return unpacked(frame.payload)
+        return _answer_of(frame, session).tensor
 
     async def export_session(self, session_id: str) -> KVEntries:
         """Have the process give out a session's cache."""
@@ -111,12 +119,23 @@ class ProcessHost(SessionHost):
         return session
 
     async def _ask(self, session: _Session, kind: Kind, payload: bytes = b"") -> Answer:
-        frame = await self._process.call(kind, payload, session.number)
-        if frame.kind is not Kind.DONE:
-            raise _error_of(frame, session.inbox)
-        answer = session.inbox.answer(frame.payload)
-        assert answer is not None
-        return answer
+        return _answer_of(await self._process.call(kind, payload, session.number), session)
+
+
+def _packed_forward(action: Action) -> bytes | None:
+    """Return the short form of a step, None where it has none."""
+    if isinstance(action, Forward) and action.attention_mask is None and action.position_ids is None:
+        return packed(action.hidden)
+    return None
+
+
+def _answer_of(frame: Frame, session: _Session) -> Answer:
+    """Return what a process answered; raises what it answered instead of a result."""
+    if frame.kind is not Kind.DONE:
+        raise _error_of(frame, session.inbox)
+    answer = session.inbox.answer(frame.payload)
+    assert answer is not None
+    return answer
 
 
 def _error_of(frame: Frame, inbox: Inbox) -> Exception:

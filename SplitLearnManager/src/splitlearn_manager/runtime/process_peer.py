@@ -14,14 +14,15 @@ from splitlearn_comm.framing.steps import (
     encode_refusal,
     encode_state,
 )
-from splitlearn_comm.messages import Crop, Forward, Reorder, SessionState, StartRecording
+from splitlearn_comm.messages import Action, Crop, Forward, Reorder, SessionState, StartRecording
 from splitlearn_comm.server.faults import told_without_contents
 from splitlearn_manager.runtime.process_channel import Channel
 from splitlearn_manager.runtime.process_frames import Frame, Kind
+from splitlearn_manager.runtime.process_tensors import packed, unpacked
 
 logger = logging.getLogger(__name__)
 
-_DONE = whole(encode_done(0, 0))
+_DONE = (Kind.DONE, whole(encode_done(0, 0)))
 _ACTIONS = (Forward, Reorder, Crop, StartRecording)
 
 
@@ -38,9 +39,10 @@ class HostPeer:
         self._inboxes: dict[int, Inbox] = {}
         self._running: set[asyncio.Task[None]] = set()
         self._ended = asyncio.Event()
-        self._doing: dict[Kind, Callable[[Frame], Awaitable[bytes]]] = {
+        self._doing: dict[Kind, Callable[[Frame], Awaitable[tuple[Kind, bytes]]]] = {
             Kind.OPEN: self._open,
             Kind.STEP: self._step,
+            Kind.FORWARD: self._forward,
             Kind.COMPUTE: self._compute,
             Kind.EXPORT: self._export,
             Kind.IMPORT: self._import,
@@ -71,7 +73,7 @@ class HostPeer:
 
     async def _answer(self, frame: Frame) -> None:
         try:
-            kind, payload = Kind.DONE, await self._doing[frame.kind](frame)
+            kind, payload = await self._doing[frame.kind](frame)
         except CommError as error:
             kind, payload = Kind.REFUSED, encode_refusal(0, 0, error)
         except Exception as error:
@@ -80,33 +82,41 @@ class HostPeer:
             kind, payload = Kind.FAILED, told.encode()
         self._channel.send(kind, payload, call=frame.call)
 
-    async def _open(self, frame: Frame) -> bytes:
-        await self._host.open_session(str(frame.session))
+    async def _open(self, frame: Frame) -> tuple[Kind, bytes]:
+        await self._host.open_session(str(frame.session), frame.payload.decode())
         self._inboxes[frame.session] = Inbox(0)
         return _DONE
 
-    async def _step(self, frame: Frame) -> bytes:
+    async def _forward(self, frame: Frame) -> tuple[Kind, bytes]:
+        return await self._run(frame, Forward(unpacked(frame.payload)))
+
+    async def _step(self, frame: Frame) -> tuple[Kind, bytes]:
         request = self._inbox(frame).request(frame.payload)
         assert request is not None
         assert isinstance(request.action, _ACTIONS)
-        return whole(encode_done(0, 0, await self._host.run_step(str(frame.session), request.action)))
+        return await self._run(frame, request.action)
 
-    async def _compute(self, frame: Frame) -> bytes:
+    async def _run(self, frame: Frame, action: Action) -> tuple[Kind, bytes]:
+        output = await self._host.run_step(str(frame.session), action)
+        payload = None if output is None else packed(output)
+        return (Kind.DONE, whole(encode_done(0, 0, output))) if payload is None else (Kind.OUTPUT, payload)
+
+    async def _compute(self, frame: Frame) -> tuple[Kind, bytes]:
         call, _, _ = decode_call(frame.payload)
-        return encode_result(await self._host.compute(call))
+        return Kind.DONE, encode_result(await self._host.compute(call))
 
-    async def _export(self, frame: Frame) -> bytes:
+    async def _export(self, frame: Frame) -> tuple[Kind, bytes]:
         cache = await self._host.export_session(str(frame.session))
-        return encode_state(0, 0, SessionState(cache, None))
+        return Kind.DONE, encode_state(0, 0, SessionState(cache, None))
 
-    async def _import(self, frame: Frame) -> bytes:
+    async def _import(self, frame: Frame) -> tuple[Kind, bytes]:
         request = self._inbox(frame).request(frame.payload)
         assert request is not None
         assert isinstance(request.action, Import)
         await self._host.import_session(str(frame.session), request.action.state.cache)
         return _DONE
 
-    async def _close(self, frame: Frame) -> bytes:
+    async def _close(self, frame: Frame) -> tuple[Kind, bytes]:
         self._inboxes.pop(frame.session, None)
         await self._host.close_session(str(frame.session))
         return _DONE
