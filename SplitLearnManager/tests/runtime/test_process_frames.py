@@ -3,7 +3,7 @@
 from hypothesis import given
 from hypothesis import strategies as st
 
-from splitlearn_manager.runtime.process_frames import Frame, FrameReader, Kind, header_of
+from splitlearn_manager.runtime.process_frames import HEADER, Frame, FrameReader, Kind, header_of
 
 FRAMES = st.lists(
     st.builds(
@@ -12,13 +12,14 @@ FRAMES = st.lists(
         st.integers(0, 2**32 - 1),
         st.integers(0, 2**32 - 1),
         st.binary(max_size=40),
+        st.floats(0, 1e9),
     ),
     max_size=6,
 )
 
 
 def as_bytes(frames: list[Frame]) -> bytes:
-    return b"".join(header_of(f.kind, len(f.payload), f.call, f.session) + f.payload for f in frames)
+    return b"".join(header_of(f.kind, len(f.payload), f.call, f.session, f.sent_s) + f.payload for f in frames)
 
 
 @given(FRAMES, st.data())
@@ -36,4 +37,4 @@ def test_a_frame_comes_out_with_its_last_byte_and_not_before() -> None:
     stream = as_bytes([Frame(Kind.STEP, 1, 2, b"abc"), Frame(Kind.CLOSE, 3, 4, b"")])
     reader = FrameReader()
     numbers = [(at, frame.call) for at in range(len(stream)) for frame in reader.feed(stream[at : at + 1])]
-    assert numbers == [(17 + 3 - 1, 1), (len(stream) - 1, 3)]
+    assert numbers == [(HEADER.size + 3 - 1, 1), (len(stream) - 1, 3)]

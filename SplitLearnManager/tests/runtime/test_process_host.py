@@ -5,6 +5,7 @@ import os
 import signal
 import subprocess
 import sys
+import time
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
 from contextlib import asynccontextmanager
 from dataclasses import replace
@@ -100,6 +101,29 @@ class TestProcessHost(SessionHostContract):
             await check(self.make_host())
 
         self.runner.run(run())
+
+
+def test_it_tells_what_was_done_in_the_process(process: ModelProcess, runner: asyncio.Runner) -> None:
+    async def run() -> None:
+        host = ProcessHost(process)
+        before = await host.read()
+        assert before is not None
+        began_s = time.perf_counter()
+        await host.open_session("read")
+        for _ in range(3):
+            await host.run_step("read", Forward(hidden(1, 2)))
+        seconds = time.perf_counter() - began_s
+        after = await host.read()
+        assert after is not None
+        assert after.num_tokens - before.num_tokens == 6
+        assert (after.num_sessions - before.num_sessions, after.cached_tokens - before.cached_tokens) == (1, 6)
+        assert after.kv_limit_bytes == process.spec.kv_bytes
+        assert sum(after.queue_s.counts) - sum(before.queue_s.counts) == 3
+        # On a clock that both processes share: neither before it was sent nor behind the answer.
+        assert 0 < after.queue_s.sum - before.queue_s.sum < seconds
+        await host.close_session("read")
+
+    runner.run(run())
 
 
 def test_it_gives_what_the_trunk_gives_to_the_last_bit(

@@ -61,6 +61,7 @@ class TrunkEngine:
         limits: how much one forward may hold.
         batching: what is exact for the trunk's architecture; None to look it up, or to try it where nobody has yet.
         clock: seconds, from any moment on.
+        on_batch: told what ran, from when until when on that clock; in the way of the next turn, so be quick.
     """
 
     def __init__(
@@ -70,10 +71,12 @@ class TrunkEngine:
         *,
         batching: Batching | None = None,
         clock: Callable[[], float] = time.perf_counter,
+        on_batch: Callable[[Batch, float, float], object] = lambda batch, began_s, ended_s: None,
     ) -> None:
         trunk.train(False)
         self._trunk = trunk
         self._clock = clock
+        self._on_batch = on_batch
         self._limits = limits or EngineLimits()
         self._scheduler = Scheduler(self._limits)
         self.batching = batching or batching_of(trunk)
@@ -118,12 +121,21 @@ class TrunkEngine:
             self._parts.pop(step.ticket, None)
         return tuple(step.ticket for step in dropped)
 
-    def submit(self, session_id: str, action: Action) -> int:
-        """Put a step of an open session in line; return its ticket, which its result will carry."""
+    def submit(self, session_id: str, action: Action, asked_s: float | None = None) -> int:
+        """Put a step of an open session in line.
+
+        Args:
+            session_id: its session.
+            action: what it asks for.
+            asked_s: when it was asked for, on the engine's clock, if that was before now; decides nothing.
+
+        Returns:
+            Its ticket, which its result will carry.
+        """
         self._num_submitted += 1
         ticket = self._num_submitted
         self._actions[ticket] = action
-        self._scheduler.submit(self._step(ticket, self._sessions[session_id], action))
+        self._scheduler.submit(self._step(ticket, self._sessions[session_id], action, asked_s))
         return ticket
 
     def turn(self) -> Turn:
@@ -137,6 +149,7 @@ class TrunkEngine:
         results = self._run(choice)
         ended_s = self._clock()
         self._scheduler.finished(choice, ended_s - began_s, ended_s)
+        self._on_batch(choice, began_s, ended_s)
         return Turn(results=(*results, *self._ended_with(results)), batch=choice)
 
     @torch.inference_mode()
@@ -169,13 +182,14 @@ class TrunkEngine:
     def _some(self, session_id: str | None) -> Iterable[EngineSession]:
         return self._sessions.values() if session_id is None else (self._sessions[session_id],)
 
-    def _step(self, ticket: int, session: EngineSession, action: Action) -> Step:
+    def _step(self, ticket: int, session: EngineSession, action: Action, asked_s: float | None) -> Step:
         step = Step(
             ticket=ticket,
             session_id=session.session_id,
             client=session.client,
             kind=StepKind.OTHER,
             arrival_s=self._clock(),
+            asked_s=asked_s,
         )
         if not isinstance(action, RunTokens):
             return step

@@ -35,6 +35,13 @@ class Step:
     """Whether it may share a forward with steps of other sessions."""
     can_be_cut: bool = True
     """Whether its tokens may come in several forwards."""
+    asked_s: float | None = None
+    """When it was asked for, if that was before it came; decides nothing."""
+
+    @property
+    def came_s(self) -> float:
+        """Since when somebody waits for it."""
+        return self.arrival_s if self.asked_s is None else self.asked_s
 
 
 @dataclass(frozen=True, kw_only=True)

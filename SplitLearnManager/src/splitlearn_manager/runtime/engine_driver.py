@@ -3,6 +3,7 @@
 import asyncio
 from abc import ABC, abstractmethod
 from collections.abc import Callable
+from contextvars import ContextVar
 from typing import TypeVar
 
 import torch
@@ -11,6 +12,9 @@ from splitlearn_core.engine import Action, StepResult, TrunkEngine
 
 T = TypeVar("T")
 Waiter = asyncio.Future[torch.Tensor | None]
+ASKED_S: ContextVar[float | None] = ContextVar("splitlearn_asked", default=None)
+"""When the call that is being served was sent, on `time.perf_counter`, which all processes of a machine share; None
+where it was not sent."""
 
 
 class EngineDriver(ABC):
@@ -59,11 +63,11 @@ class Waiters:
         self._engine = engine
         self._waiters: dict[int, Waiter] = {}
 
-    def submit(self, session_id: str, action: Action, waiter: Waiter) -> bool:
-        """Put a step in line; return False if its session is not open."""
+    def submit(self, session_id: str, action: Action, waiter: Waiter, asked_s: float | None) -> bool:
+        """Put a step in line that was asked for then; return False if its session is not open."""
         if session_id not in self._engine:
             return False
-        self._waiters[self._engine.submit(session_id, action)] = waiter
+        self._waiters[self._engine.submit(session_id, action, asked_s)] = waiter
         return True
 
     def ended(self, results: tuple[StepResult, ...]) -> list[tuple[Waiter, StepResult]]:

@@ -8,7 +8,7 @@ from typing import TypeVar
 import torch
 
 from splitlearn_core.engine import Action, TrunkEngine
-from splitlearn_manager.runtime.engine_driver import EngineDriver, Waiter, Waiters, not_open, tell
+from splitlearn_manager.runtime.engine_driver import ASKED_S, EngineDriver, Waiter, Waiters, not_open, tell
 
 T = TypeVar("T")
 
@@ -29,7 +29,7 @@ class EngineOnLoop(EngineDriver):
         """Put a step in line and wait for its result; raises as `EngineDriver.step` does."""
         loop = asyncio.get_running_loop()
         waiter: Waiter = loop.create_future()
-        if not self._waiters.submit(session_id, action, waiter):
+        if not self._waiters.submit(session_id, action, waiter, ASKED_S.get()):
             not_open(waiter)
         elif self._next is None or isinstance(self._next, asyncio.TimerHandle):
             self._soon(loop)

@@ -20,6 +20,7 @@ class _Step(NamedTuple):
     session_id: str
     action: Action
     waiter: Waiter
+    asked_s: float
 
 
 class _Call(NamedTuple):
@@ -58,7 +59,7 @@ class EngineThread(EngineDriver):
     async def step(self, session_id: str, action: Action) -> torch.Tensor | None:
         """Put a step in line and wait for its result; raises as `EngineDriver.step` does."""
         waiter: Waiter = asyncio.get_running_loop().create_future()
-        self._put(_Step(session_id, action, waiter))
+        self._put(_Step(session_id, action, waiter, time.perf_counter()))
         return await waiter
 
     async def run(self, call: Callable[[TrunkEngine], T]) -> T:
@@ -133,8 +134,8 @@ class _Turns:
                 return
             case _Open(session_id, client):
                 self._engine.open(session_id, client=client)
-            case _Step(session_id, action, waiter):
-                if not self._waiters.submit(session_id, action, waiter):
+            case _Step(session_id, action, waiter, asked_s):
+                if not self._waiters.submit(session_id, action, waiter, asked_s):
                     _hand_out([(waiter, not_open, None)])
             case _Close(session_id):
                 _hand_out([(waiter, not_open, None) for waiter in self._waiters.close(session_id)])

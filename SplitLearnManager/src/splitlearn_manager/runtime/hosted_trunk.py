@@ -19,7 +19,6 @@ from splitlearn_comm import (
     KVEntries,
     Reorder,
     ServiceInfo,
-    SessionHost,
     SessionNotFoundError,
     StartRecording,
     UnsupportedOperationError,
@@ -32,12 +31,14 @@ from splitlearn_manager.runtime.cache_book import CacheBook, CacheLimits
 from splitlearn_manager.runtime.cache_transfer import CacheTransfer, entries_of, one_token
 from splitlearn_manager.runtime.engine_driver import EngineDriver
 from splitlearn_manager.runtime.engine_thread import EngineThread
+from splitlearn_manager.runtime.figures import EngineFigures, EngineReading
+from splitlearn_manager.runtime.measured_host import MeasuredHost
 
 Drives = Callable[[TrunkEngine, str], EngineDriver]
 """Makes who takes an engine's turns, of the engine and a name for it."""
 
 
-class HostedTrunk(SessionHost):
+class HostedTrunk(MeasuredHost):
     """Runs a trunk for many clients: steps of several sessions share a forward, where that is exact.
 
     Args:
@@ -60,7 +61,9 @@ class HostedTrunk(SessionHost):
         self._trunk = trunk
         self._name = name
         self._transfer = CacheTransfer(trunk)
-        self._driver = drives(TrunkEngine(trunk, engine_limits), f"trunk-{name}")
+        self._figures = EngineFigures()
+        self._driver = drives(TrunkEngine(trunk, engine_limits, on_batch=self._figures.add), f"trunk-{name}")
+        self._cache_limits = cache_limits
         self._book = CacheBook(cache_limits, bytes_per_token(trunk))
 
     def get_info(self) -> ServiceInfo:
@@ -79,6 +82,15 @@ class HostedTrunk(SessionHost):
             model_type=info.model_type,
             stateful=True,
             version=splitlearn_core.__version__,
+        )
+
+    async def read(self) -> EngineReading:
+        """Return what was done up to now, and what is held."""
+        return self._figures.reading(
+            num_sessions=len(self._book),
+            cached_tokens=self._book.num_tokens,
+            kv_bytes=self._book.num_bytes,
+            kv_limit_bytes=self._cache_limits.max_bytes,
         )
 
     async def teardown(self) -> None:

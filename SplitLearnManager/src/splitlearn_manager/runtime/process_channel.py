@@ -1,6 +1,7 @@
 """A stream of frames on the running event loop."""
 
 import asyncio
+import time
 from collections.abc import Callable
 from typing import cast
 
@@ -42,7 +43,7 @@ class Channel(asyncio.Protocol):
         """Send a frame; one that can no longer arrive is dropped."""
         if self._transport is None:
             return
-        header = header_of(kind, len(payload), call, session)
+        header = header_of(kind, len(payload), call, session, time.perf_counter())
         if len(payload) <= _JOINED_BYTES:
             self._transport.write(header + payload)
         else:

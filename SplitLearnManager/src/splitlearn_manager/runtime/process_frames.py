@@ -32,6 +32,8 @@ class Kind(IntEnum):
     """Stop, in order. Empty."""
     FORWARD = 10
     """A step of a session: a few hidden states without padding, as in `process_tensors`."""
+    READ = 11
+    """Say what was done up to now. Empty."""
     # To the serving process
     PROGRESS = 32
     """How far loading is: JSON."""
@@ -49,6 +51,8 @@ class Kind(IntEnum):
     """A call that failed half-way: a text for the log."""
     OUTPUT = 39
     """The answer to a step: a few hidden states, as in `process_tensors`."""
+    READING = 40
+    """The answer to READ: an `EngineReading` as JSON."""
 
 
 class Frame(NamedTuple):
@@ -60,15 +64,17 @@ class Frame(NamedTuple):
     session: int
     """Number of the session it is about; 0 for none."""
     payload: bytes
+    sent_s: float = 0.0
+    """When it was sent, on `time.perf_counter`, which all processes of a machine share; 0 where that is not told."""
 
 
-HEADER = struct.Struct("<QIIB")
-"""Bytes of the payload, number of the call, number of the session, kind."""
+HEADER = struct.Struct("<QdIIB")
+"""Bytes of the payload, when it was sent, number of the call, number of the session, kind."""
 
 
-def header_of(kind: Kind, num_bytes: int, call: int = 0, session: int = 0) -> bytes:
+def header_of(kind: Kind, num_bytes: int, call: int = 0, session: int = 0, sent_s: float = 0.0) -> bytes:
     """Return what stands before a payload of so many bytes."""
-    return HEADER.pack(num_bytes, call, session, kind)
+    return HEADER.pack(num_bytes, sent_s, call, session, kind)
 
 
 class FrameReader:
@@ -96,10 +102,10 @@ class FrameReader:
         return frames
 
     def _complete(self) -> Frame:
-        _, call, session, kind = HEADER.unpack(self._header)
+        _, sent_s, call, session, kind = HEADER.unpack(self._header)
         payload = self._pieces[0] if len(self._pieces) == 1 else b"".join(self._pieces)
         self._header, self._pieces, self._missing_bytes = b"", [], HEADER.size
-        return Frame(Kind(kind), call, session, payload)
+        return Frame(Kind(kind), call, session, payload, sent_s)
 
     def _keep(self, rest: bytes) -> None:
         self._missing_bytes -= len(rest)

@@ -5,13 +5,15 @@ from dataclasses import dataclass
 
 import torch
 
-from splitlearn_comm import Action, ComputeCall, ComputeResult, Forward, KVEntries, ServiceInfo, SessionHost
+from splitlearn_comm import Action, ComputeCall, ComputeResult, Forward, KVEntries, ServiceInfo
 from splitlearn_comm.errors import ServerUnavailableError, SessionNotFoundError
 from splitlearn_comm.framing.calls import decode_result, encode_call
 from splitlearn_comm.framing.chunks import whole
 from splitlearn_comm.framing.steps import Answer, Inbox, encode_import, encode_step
 from splitlearn_comm.messages import SessionState
 from splitlearn_manager.errors import ModelFaultError
+from splitlearn_manager.runtime.figures import EngineReading
+from splitlearn_manager.runtime.measured_host import MeasuredHost
 from splitlearn_manager.runtime.model_process import ModelProcess
 from splitlearn_manager.runtime.process_frames import Frame, Kind
 from splitlearn_manager.runtime.process_tensors import packed, unpacked
@@ -25,7 +27,7 @@ class _Session:
     inbox: Inbox
 
 
-class ProcessHost(SessionHost):
+class ProcessHost(MeasuredHost):
     """Hands sessions and calls on to a model's process; a round trip costs about what a thread's hand-off does.
 
     When the process ends, all that is asked of it is a `ServerUnavailableError` that says how it ended.
@@ -111,6 +113,11 @@ class ProcessHost(SessionHost):
         if session is not None:
             with contextlib.suppress(ServerUnavailableError):
                 await self._ask(session, Kind.CLOSE)
+
+    async def read(self) -> EngineReading | None:
+        """Have the process say what it did; it answers between two forwards."""
+        frame = await self._process.call(Kind.READ)
+        return EngineReading.from_json(frame.payload.decode()) if frame.payload else None
 
     def _session_of(self, session_id: str) -> _Session:
         session = self._sessions.get(session_id)

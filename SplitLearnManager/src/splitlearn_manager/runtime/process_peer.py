@@ -16,6 +16,8 @@ from splitlearn_comm.framing.steps import (
 )
 from splitlearn_comm.messages import Action, Crop, Forward, Reorder, SessionState, StartRecording
 from splitlearn_comm.server.faults import told_without_contents
+from splitlearn_manager.runtime.engine_driver import ASKED_S
+from splitlearn_manager.runtime.measured_host import MeasuredHost
 from splitlearn_manager.runtime.process_channel import Channel
 from splitlearn_manager.runtime.process_frames import Frame, Kind
 from splitlearn_manager.runtime.process_tensors import packed, unpacked
@@ -47,6 +49,7 @@ class HostPeer:
             Kind.EXPORT: self._export,
             Kind.IMPORT: self._import,
             Kind.CLOSE: self._close,
+            Kind.READ: self._read,
         }
 
     @property
@@ -72,6 +75,7 @@ class HostPeer:
         task.add_done_callback(self._running.discard)
 
     async def _answer(self, frame: Frame) -> None:
+        ASKED_S.set(frame.sent_s)  # of the frame's own task
         try:
             kind, payload = await self._doing[frame.kind](frame)
         except CommError as error:
@@ -120,6 +124,10 @@ class HostPeer:
         self._inboxes.pop(frame.session, None)
         await self._host.close_session(str(frame.session))
         return _DONE
+
+    async def _read(self, frame: Frame) -> tuple[Kind, bytes]:
+        reading = await self._host.read() if isinstance(self._host, MeasuredHost) else None
+        return Kind.READING, b"" if reading is None else reading.to_json().encode()
 
     def _inbox(self, frame: Frame) -> Inbox:
         # Of a session that is closed already the host says so itself.
