@@ -2,12 +2,14 @@
 
 import asyncio
 import threading
+import time
 from collections.abc import Callable
 
 import pytest
 import torch
 
-from splitlearn_comm import Forward, SessionHost
+from splitlearn_comm import DeadlineExceededError, Forward, SessionHost
+from splitlearn_comm.server.due import in_time
 from splitlearn_comm.testing import SessionHostContract
 from splitlearn_core import Trunk
 from splitlearn_core.engine import EngineLimits, RunTokens, TrunkEngine, Turn
@@ -133,6 +135,39 @@ def test_a_step_whose_session_closes_before_its_turn_is_not_waited_for_any_longe
         await driver.shutdown()
 
     asyncio.run(run())
+
+
+def test_a_step_that_nobody_waits_for_any_more_is_not_begun_and_its_session_goes_on() -> None:
+    trunk, hidden_BTH = tiny_trunk(), random_hidden(1, 5)
+    expected_BTH = reference(trunk, hidden_BTH)
+    begun, may_go_on = threading.Event(), threading.Event()
+
+    def hold(*_: object) -> None:
+        begun.set()
+        assert may_go_on.wait(60)
+
+    async def run() -> torch.Tensor | None:
+        host = HostedTrunk(trunk, name="tiny")
+        for name in ("running", "late"):
+            await host.open_session(name)
+        await host.run_step("late", Forward(hidden_BTH[:, :3]))
+        hook = trunk.register_forward_pre_hook(hold)
+        running = asyncio.ensure_future(host.run_step("running", Forward(random_hidden(1, 20))))
+        assert await asyncio.to_thread(begun.wait, 60)
+        late = asyncio.ensure_future(in_time(host.run_step("late", Forward(hidden_BTH[:, 3:])), time.monotonic()))
+        await asyncio.sleep(0)
+        may_go_on.set()
+        with pytest.raises(DeadlineExceededError):
+            await late
+        await running
+        hook.remove()
+        output = await host.run_step("late", Forward(hidden_BTH[:, 3:]))
+        await host.teardown()
+        return output
+
+    output = asyncio.run(run())
+    assert output is not None
+    torch.testing.assert_close(output, expected_BTH[:, 3:], rtol=0, atol=1e-5)
 
 
 def test_a_shutdown_cancels_those_who_wait_and_the_thread_begins_again_after() -> None:

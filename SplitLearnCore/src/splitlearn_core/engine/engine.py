@@ -17,13 +17,14 @@ from splitlearn_core.cache.part_cache import PartCache
 from splitlearn_core.cache.ragged import AttentionSwitch
 from splitlearn_core.engine.actions import Action, CropTokens, ReorderRows, RunTokens, StartRecording
 from splitlearn_core.engine.batching import Batching, Joining
-from splitlearn_core.engine.joined import Share, going_on, run_joined
+from splitlearn_core.engine.joined import Share, run_joined
 from splitlearn_core.engine.limits import EngineLimits
 from splitlearn_core.engine.scheduler import Scheduler
 from splitlearn_core.engine.session import EngineSession
 from splitlearn_core.engine.steps import Batch, Chunk, Step, StepKind
 from splitlearn_core.engine.table import batching_of
 from splitlearn_core.errors import PartInputError
+from splitlearn_core.parts.part import going_on
 from splitlearn_core.parts.trunk import Trunk
 
 
@@ -137,6 +138,13 @@ class TrunkEngine:
         self._actions[ticket] = action
         self._scheduler.submit(self._step(ticket, self._sessions[session_id], action, asked_s))
         return ticket
+
+    def withdraw(self, ticket: int, session_id: str) -> bool:
+        """Take a step out of the line, its session as before; return False if it has begun, or has ended."""
+        if not self._scheduler.withdraw(ticket, session_id):
+            return False
+        del self._actions[ticket]
+        return True
 
     def turn(self) -> Turn:
         """Run what is to be run next."""

@@ -72,8 +72,3 @@ def joined_mask(shares: Sequence[Share], cached_len: int) -> torch.Tensor | None
         rows.copy_(torch.ones_like(rows) if share.mask_RK is None else share.mask_RK)
         begin += len(share.hidden_RTH)
     return mask_BK
-
-
-def going_on(num_rows: int, begin: int, num_tokens: int, device: torch.device) -> torch.Tensor:
-    """Return the positions [R, T] of tokens without padding that come behind `begin` others."""
-    return torch.arange(begin, begin + num_tokens, device=device).expand(num_rows, num_tokens)

@@ -59,6 +59,19 @@ class Scheduler:
         self._forget_idle_clients()
         return dropped
 
+    def withdraw(self, ticket: int, session_id: str) -> bool:
+        """Take a step out of the line; return False if it has begun, or is not there."""
+        queue = self._waiting.get(session_id, deque())
+        waiting = next((step for step in queue if step.ticket == ticket), None)
+        is_running = self._running is not None and any(chunk.step.ticket == ticket for chunk in self._running.chunks)
+        if waiting is None or is_running or ticket in self._done:
+            return False
+        queue.remove(waiting)
+        if not queue:
+            del self._waiting[session_id]
+            self._forget_idle_clients()
+        return True
+
     def next_batch(self, now_s: float) -> Batch | Wait | None:
         """Say what to run now: a batch, a time to wait for, or nothing.
 

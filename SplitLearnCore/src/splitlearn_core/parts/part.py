@@ -179,6 +179,9 @@ class Part(CutModel):
             inputs["inputs_embeds"] = hidden_BTH.new_zeros(*hidden_BTH.shape[:2], self.embedding_width)
         entering = inputs["input_ids"] if hidden_BTH is None else hidden_BTH
         num_rows, num_tokens = entering.shape[:2]
+        if cache is not None and cache.position and not has_any(inputs, "attention_mask", "position_ids"):
+            # Said and not left to the architecture: some count from 0 again at every step.
+            inputs["position_ids"] = going_on(num_rows, cache.position, num_tokens, entering.device)
         with nullcontext() if cache is None else cache.appending(num_rows, num_tokens):
             return self._run_through(hidden_BTH, past_key_values=cache, use_cache=cache is not None, **inputs)
 
@@ -205,6 +208,16 @@ class Part(CutModel):
                 f"got {type(past_key_values).__name__}"
             )
         return past_key_values
+
+
+def going_on(num_rows: int, begin: int, num_tokens: int, device: torch.device) -> torch.Tensor:
+    """Return the positions [R, T] of tokens without padding that come behind `begin` others."""
+    return torch.arange(begin, begin + num_tokens, device=device).expand(num_rows, num_tokens)
+
+
+def has_any(inputs: dict[str, Any], *names: str) -> bool:
+    """Whether one of these inputs is given."""
+    return any(inputs.get(name) is not None for name in names)
 
 
 def first_floating_parameter(model: nn.Module) -> tuple[nn.Module, str]:

@@ -1,6 +1,7 @@
 """How much the caches of all sessions hold, and whether a step still fits. Pure: decided before a step runs."""
 
 from dataclasses import dataclass
+from typing import NamedTuple
 
 from splitlearn_comm import Action, Crop, Forward, Reorder, ResourceExhaustedError
 
@@ -18,13 +19,17 @@ class CacheLimits:
     """Bytes of keys, values and states."""
 
 
-@dataclass(slots=True)
-class _Entry:
+class Extent(NamedTuple):
+    """How much one session's cache holds."""
+
     rows: int = 0
+    """Rows of its last forward."""
     length: int = 0
+    """Tokens of each."""
 
     @property
     def tokens(self) -> int:
+        """Of all rows."""
         return self.rows * self.length
 
 
@@ -39,7 +44,7 @@ class CacheBook:
     def __init__(self, limits: CacheLimits, bytes_per_token: int) -> None:
         self._limits = limits
         self._bytes_per_token = bytes_per_token
-        self._entries: dict[str, _Entry] = {}
+        self._entries: dict[str, Extent] = {}
         self._tokens = 0
 
     def __repr__(self) -> str:
@@ -63,7 +68,7 @@ class CacheBook:
 
     def open(self, session_id: str) -> None:
         """Add a session without tokens."""
-        self._entries[session_id] = _Entry()
+        self._entries[session_id] = Extent()
 
     def close(self, session_id: str) -> None:
         """Forget a session, if it is there."""
@@ -78,14 +83,14 @@ class CacheBook:
         self._tokens = 0
         return session_ids
 
-    def admit(self, session_id: str, action: Action) -> None:
-        """Count what a step of an open session will add or take away.
+    def admit(self, session_id: str, action: Action) -> Extent:
+        """Count what a step of an open session will add or take away; return what it held before.
 
         Raises:
             ResourceExhaustedError: there is no room for it; nothing is counted then.
         """
-        entry = self._entries[session_id]
-        rows, length = entry.rows, entry.length
+        before = self._entries[session_id]
+        rows, length = before
         match action:
             case Forward(hidden):
                 rows, length = hidden.shape[0], length + hidden.shape[1]
@@ -94,6 +99,14 @@ class CacheBook:
             case Crop(num_tokens):
                 length = max(0, length - num_tokens)
         self.resize(session_id, rows, length)
+        return before
+
+    def put_back(self, session_id: str, before: Extent) -> None:
+        """Count a session, if it is open, as what it held before a step that was not done."""
+        entry = self._entries.get(session_id)
+        if entry is not None:
+            self._tokens += before.tokens - entry.tokens
+            self._entries[session_id] = before
 
     def resize(self, session_id: str, rows: int, length: int) -> None:
         """Count a session as so many rows of so many tokens.
@@ -106,7 +119,7 @@ class CacheBook:
         if more > 0:
             self._check(more)
         self._tokens += more
-        entry.rows, entry.length = rows, length
+        self._entries[session_id] = Extent(rows, length)
 
     def _check(self, more: int) -> None:
         tokens = self._tokens + more

@@ -1,6 +1,8 @@
 """Who takes the turns of an engine: the port, and the book of those who wait for a step's result."""
 
 import asyncio
+import math
+import time
 from abc import ABC, abstractmethod
 from collections.abc import Callable
 from contextvars import ContextVar
@@ -31,6 +33,9 @@ class EngineDriver(ABC):
     async def step(self, session_id: str, action: Action) -> torch.Tensor | None:
         """Put a step of an open session in line and wait for its result.
 
+        Where `splitlearn_comm.worker.DUE_S` is set, a step that has not begun by then is taken out of the line, and its
+        waiter cancelled.
+
         Raises:
             LookupError: the session is not open, or was closed before the step's turn came.
             Exception: what the step failed with; the session is over then.
@@ -57,21 +62,40 @@ class EngineDriver(ABC):
 
 
 class Waiters:
-    """Who waits for which ticket of an engine."""
+    """Who waits for which ticket of an engine, and until when."""
 
     def __init__(self, engine: TrunkEngine) -> None:
         self._engine = engine
         self._waiters: dict[int, Waiter] = {}
+        self._due: dict[int, tuple[float, str]] = {}
 
-    def submit(self, session_id: str, action: Action, waiter: Waiter, asked_s: float | None) -> bool:
-        """Put a step in line that was asked for then; return False if its session is not open."""
+    def submit(
+        self, session_id: str, action: Action, waiter: Waiter, *, asked_s: float | None = None, due_s: float = math.inf
+    ) -> bool:
+        """Put a step in line that was asked for then, and is of use until then; return False if no session is open."""
         if session_id not in self._engine:
             return False
-        self._waiters[self._engine.submit(session_id, action, asked_s)] = waiter
+        ticket = self._engine.submit(session_id, action, asked_s)
+        self._waiters[ticket] = waiter
+        if due_s != math.inf:
+            self._due[ticket] = due_s, session_id
         return True
+
+    def overdue(self) -> list[Waiter]:
+        """Take the steps out of the line that nobody waits for any more and that have not begun; return whose."""
+        if not self._due:
+            return []
+        now_s = time.monotonic()
+        late = [(ticket, session_id) for ticket, (due_s, session_id) in self._due.items() if due_s < now_s]
+        for ticket, _ in late:
+            del self._due[ticket]
+        return [self._waiters.pop(ticket) for ticket, session_id in late if self._engine.withdraw(ticket, session_id)]
 
     def ended(self, results: tuple[StepResult, ...]) -> list[tuple[Waiter, StepResult]]:
         """Return the results of a turn with those who wait for them."""
+        if self._due:
+            for result in results:
+                self._due.pop(result.ticket, None)
         return [(self._waiters.pop(result.ticket), result) for result in results if result.ticket in self._waiters]
 
     def close(self, session_id: str) -> list[Waiter]:

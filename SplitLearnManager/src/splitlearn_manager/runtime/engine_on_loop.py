@@ -7,6 +7,7 @@ from typing import TypeVar
 
 import torch
 
+from splitlearn_comm.worker import DUE_S
 from splitlearn_core.engine import Action, TrunkEngine
 from splitlearn_manager.runtime.engine_driver import ASKED_S, EngineDriver, Waiter, Waiters, not_open, tell
 
@@ -29,7 +30,7 @@ class EngineOnLoop(EngineDriver):
         """Put a step in line and wait for its result; raises as `EngineDriver.step` does."""
         loop = asyncio.get_running_loop()
         waiter: Waiter = loop.create_future()
-        if not self._waiters.submit(session_id, action, waiter, ASKED_S.get()):
+        if not self._waiters.submit(session_id, action, waiter, asked_s=ASKED_S.get(), due_s=DUE_S.get()):
             not_open(waiter)
         elif self._next is None or isinstance(self._next, asyncio.TimerHandle):
             self._soon(loop)
@@ -67,6 +68,8 @@ class EngineOnLoop(EngineDriver):
 
     def _turn(self, loop: asyncio.AbstractEventLoop) -> None:
         self._next = None
+        for waiter in self._waiters.overdue():
+            waiter.cancel()
         turn = self._engine.turn()
         for waiter, result in self._waiters.ended(turn.results):
             tell(waiter, result)

@@ -10,6 +10,7 @@ from typing import Any, NamedTuple, TypeVar
 
 import torch
 
+from splitlearn_comm.worker import DUE_S
 from splitlearn_core.engine import Action, StepResult, TrunkEngine
 from splitlearn_manager.runtime.engine_driver import EngineDriver, Waiter, Waiters, not_open, refuse, tell
 
@@ -21,6 +22,7 @@ class _Step(NamedTuple):
     action: Action
     waiter: Waiter
     asked_s: float
+    due_s: float
 
 
 class _Call(NamedTuple):
@@ -59,7 +61,7 @@ class EngineThread(EngineDriver):
     async def step(self, session_id: str, action: Action) -> torch.Tensor | None:
         """Put a step in line and wait for its result; raises as `EngineDriver.step` does."""
         waiter: Waiter = asyncio.get_running_loop().create_future()
-        self._put(_Step(session_id, action, waiter, time.perf_counter()))
+        self._put(_Step(session_id, action, waiter, time.perf_counter(), DUE_S.get()))
         return await waiter
 
     async def run(self, call: Callable[[TrunkEngine], T]) -> T:
@@ -106,6 +108,7 @@ class _Turns:
         """Take turns until the queue says that it is enough."""
         timeout_s: float | None = None
         while self._take_in(timeout_s):
+            _hand_out([(waiter, _cancel, None) for waiter in self._waiters.overdue()])
             turn = self._engine.turn()
             _hand_out([(waiter, tell, result) for waiter, result in self._waiters.ended(turn.results)])
             if turn.batch is not None:
@@ -134,8 +137,8 @@ class _Turns:
                 return
             case _Open(session_id, client):
                 self._engine.open(session_id, client=client)
-            case _Step(session_id, action, waiter, asked_s):
-                if not self._waiters.submit(session_id, action, waiter, asked_s):
+            case _Step(session_id, action, waiter, asked_s, due_s):
+                if not self._waiters.submit(session_id, action, waiter, asked_s=asked_s, due_s=due_s):
                     _hand_out([(waiter, not_open, None)])
             case _Close(session_id):
                 _hand_out([(waiter, not_open, None) for waiter in self._waiters.close(session_id)])

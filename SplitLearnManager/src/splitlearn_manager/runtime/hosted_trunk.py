@@ -3,6 +3,7 @@
 Tensor shapes: B rows, T new tokens, P cached tokens, H hidden size.
 """
 
+import asyncio
 from collections.abc import Callable
 from functools import partial
 from typing import assert_never
@@ -118,9 +119,13 @@ class HostedTrunk(MeasuredHost):
             ResourceExhaustedError: the caches have no room for it.
         """
         self._check_open(session_id)
-        self._book.admit(session_id, action)
+        before = self._book.admit(session_id, action)
         try:
             return await self._driver.step(session_id, engine_action(action))
+        except asyncio.CancelledError:
+            # Taken out of the line before its turn, or nobody is left to ask for anything more.
+            self._book.put_back(session_id, before)
+            raise
         except Exception:
             # Some layers may have appended to their cache and others not: the session cannot go on.
             self._book.close(session_id)
