@@ -47,3 +47,16 @@ def test_every_setting_of_the_wire_is_handed_on() -> None:
     assert values.keys() == {item.name for item in fields(GRPCServerConfig)}
     wire = comm_config(ServerConfig(**values))
     assert {name: getattr(wire, name) for name in values} == values
+
+
+@pytest.mark.parametrize("operators", ["ops", ["ops"], ("",), (3,)])
+def test_operators_are_names(operators: Any) -> None:
+    with pytest.raises(ValueError, match="operators must be a tuple of names; got "):
+        ServerConfig(operators=operators, tokens=TokenFile("t"))
+
+
+def test_operators_need_to_be_known() -> None:
+    with pytest.raises(ValueError, match="operators are known by their tokens or certificates"):
+        ServerConfig(operators=("ops",), tls=ServerTLS(certificate="c", key="k"))
+    by_certificate = ServerTLS(certificate="c", key="k", client_ca="a")
+    assert ServerConfig(operators=("certificate:ops",), tls=by_certificate).is_by_name

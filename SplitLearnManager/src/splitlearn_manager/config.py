@@ -25,12 +25,17 @@ class ServerConfig:
     """Largest message taken or sent; 256 MiB hold 10,000 positions of width 4,096 in float32 and some more."""
     drain_timeout_s: float = 10.0
     """How long steps in flight may go on after SIGINT or SIGTERM."""
+    drain_idle_timeout_s: float = 2.0
+    """How long a server that stops waits for a client that does nothing to take its session elsewhere."""
     refuse_nonfinite: bool = True
     """Refuse hidden states that hold NaN or Inf."""
     tls: ServerTLS | None = None
     """Certificate and key, and for mTLS the authority of clients' certificates; None for connections in the clear."""
     tokens: Tokens | None = field(default=None, repr=False)
     """Who may call: a `TokenFile`, or names with their tokens; None for anybody."""
+    operators: tuple[str, ...] = ()
+    """Who may load and unload models and drain the server: names of tokens, and `certificate:NAME` for clients'
+    certificates. Where neither is asked for, everybody on this machine may, and nobody else."""
     client_limits: ClientLimits = field(default_factory=ClientLimits)
     """What one client may have at most."""
     allow_insecure: bool = False
@@ -44,6 +49,7 @@ class ServerConfig:
         port = self.metrics_port
         if port is not None and (isinstance(port, bool) or not isinstance(port, int) or not 0 <= port <= 65535):
             raise ValueError(f"metrics_port must be a port from 0 to 65535, or None; got {port!r}")
+        self._check_operators()
         for item in fields(self):
             value = getattr(self, item.name)
             if isinstance(item.default, bool):
@@ -53,3 +59,18 @@ class ServerConfig:
                 isinstance(value, bool) or not isinstance(value, int | float) or not value > 0
             ):
                 raise ValueError(f"{item.name} must be a number greater than zero; got {value!r}")
+
+    @property
+    def is_by_name(self) -> bool:
+        """Whether clients have to say who they are."""
+        return self.tokens is not None or (self.tls is not None and self.tls.client_ca is not None)
+
+    def _check_operators(self) -> None:
+        names = self.operators
+        if not isinstance(names, tuple) or not all(isinstance(name, str) and name for name in names):
+            raise ValueError(f"operators must be a tuple of names; got {names!r}")
+        if names and not self.is_by_name:
+            raise ValueError(
+                "operators are known by their tokens or certificates, and this server asks for neither: give tokens= "
+                "or tls=ServerTLS(client_ca=...), or leave operators out for whoever is on this machine"
+            )

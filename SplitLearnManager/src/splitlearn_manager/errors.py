@@ -4,6 +4,7 @@ ManagerError
 ├── DeviceNotFoundError  (ValueError)    a device that is not there
 ├── ModelNotFoundError   (LookupError)   no model of this name, or not this version of it
 ├── ModelStateError                      a command that does not fit what the model is doing
+│   └── ModelExistsError                 it is to be loaded, and is loading or loaded already
 ├── ModelNotReadyError                   the model is there and takes no sessions now
 ├── BudgetExceededError                  no room for the model in the memory that was set aside
 ├── ModelLoadError                       a model could not be loaded
@@ -35,6 +36,10 @@ class ModelNotFoundError(ManagerError, LookupError):
 
 class ModelStateError(ManagerError):
     """A command that does not fit the model's state: it is loading, loaded, or being unloaded already."""
+
+
+class ModelExistsError(ModelStateError):
+    """The model that is to be loaded is loading, or loaded, already."""
 
 
 class ModelNotReadyError(ManagerError):
@@ -69,6 +74,7 @@ CODES: dict[type[ManagerError], grpc.StatusCode] = {
     DeviceNotFoundError: grpc.StatusCode.INVALID_ARGUMENT,
     ModelNotFoundError: grpc.StatusCode.NOT_FOUND,
     ModelStateError: grpc.StatusCode.FAILED_PRECONDITION,
+    ModelExistsError: grpc.StatusCode.ALREADY_EXISTS,
     ModelNotReadyError: grpc.StatusCode.UNAVAILABLE,
     BudgetExceededError: grpc.StatusCode.RESOURCE_EXHAUSTED,
     ModelLoadError: grpc.StatusCode.FAILED_PRECONDITION,

@@ -168,6 +168,7 @@ def comm_config(config: ServerConfig) -> GRPCServerConfig:
         detached_session_timeout_s=config.detached_session_timeout_s,
         max_message_bytes=config.max_message_bytes,
         drain_timeout_s=config.drain_timeout_s,
+        drain_idle_timeout_s=config.drain_idle_timeout_s,
         refuse_nonfinite=config.refuse_nonfinite,
         tls=config.tls,
         tokens=config.tokens,

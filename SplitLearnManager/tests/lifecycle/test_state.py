@@ -5,7 +5,7 @@ from hypothesis import settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, invariant, rule
 
-from splitlearn_manager.errors import ModelStateError
+from splitlearn_manager.errors import ModelExistsError, ModelStateError
 from splitlearn_manager.lifecycle.state import ACCEPTED, STABLE, TRANSITIONS, Command, ModelLife, State
 
 
@@ -80,3 +80,16 @@ def test_a_refusal_says_the_state_why_and_what_to_do() -> None:
         "cannot unload tiny version 1: it is loading (it was asked to); wait until it is ready, or cancel its load"
     )
     assert caught.value.code.name == "FAILED_PRECONDITION"
+
+
+@pytest.mark.parametrize("state", [State.LOADING, State.WARMING, State.READY, State.DRAINING])
+def test_what_is_there_is_not_loaded_twice(state: State) -> None:
+    life = ModelLife("tiny version 1", 0.0)
+    for step in (State.LOADING, State.WARMING, State.READY, State.DRAINING):
+        life.move(step, "because", 1.0)
+        if step is state:
+            break
+    with pytest.raises(ModelStateError, match="cannot load tiny version 1: it is ") as caught:
+        life.check(Command.LOAD)
+    assert isinstance(caught.value, ModelExistsError) is (state is not State.DRAINING)
+    assert caught.value.code.name == ("FAILED_PRECONDITION" if state is State.DRAINING else "ALREADY_EXISTS")

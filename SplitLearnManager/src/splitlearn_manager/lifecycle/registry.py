@@ -150,6 +150,10 @@ class ModelManager(ModelDirectory):
 
     async def list_models(self) -> tuple[ModelStatus, ...]:
         """Return what there is to know about all models, by name and version."""
+        return self.statuses()
+
+    def statuses(self) -> tuple[ModelStatus, ...]:
+        """Return the same as `list_models`, without waiting for anything."""
         return tuple(self._status(entry) for entry in self._models)
 
     async def get_model(self, name: str, version: int | None = None) -> ModelStatus:

@@ -12,7 +12,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from enum import Enum
 
-from splitlearn_manager.errors import ModelStateError
+from splitlearn_manager.errors import ModelExistsError, ModelStateError
 
 
 class State(Enum):
@@ -118,7 +118,8 @@ class ModelLife:
     def check(self, command: Command) -> None:
         """Raise `ModelStateError`, with what to do instead, for a command that is not taken in this state."""
         if self.state not in ACCEPTED[command]:
-            raise ModelStateError(
+            is_there = command is Command.LOAD and self.state in (State.LOADING, State.WARMING, State.READY)
+            raise (ModelExistsError if is_there else ModelStateError)(
                 f"cannot {command.value} {self._label}: it is {self.state.value} "
                 f"({self.condition.reason}); {_ADVICE[self.state]}"
             )
