@@ -6,7 +6,7 @@ import torch
 from transformers import CONFIG_MAPPING, PreTrainedModel
 
 from splitlearn_core import LocalTrunk, SplitModel, SplitPoints, Trunk
-from splitlearn_core.parts.classes import architecture_of
+from splitlearn_core.parts.classes import causal_classes
 from splitlearn_core.split.cut_copy import cut_copy
 from splitlearn_core.split.tiny import tiny_config, tiny_model
 
@@ -31,7 +31,8 @@ def tiny_split(model_type: str, points: SplitPoints = POINTS, num_layers: int = 
     """Make a tiny random model of a family and cut it, with the trunk in this process."""
     assert model_type in CONFIG_MAPPING
     config = tiny_config(model_type, num_layers)
-    whole = tiny_model(architecture_of(config), config)
+    # Not by the configuration: that of a text model inside another has no class of its own.
+    whole = tiny_model(causal_classes(CONFIG_MAPPING[model_type])[0], config)
     # Generation must not end early by chance.
     whole.generation_config.eos_token_id = None
     whole.generation_config.pad_token_id = 0

@@ -8,6 +8,7 @@ from transformers import DynamicCache, PreTrainedModel, StoppingCriteria, Stoppi
 from transformers.generation.streamers import BaseStreamer
 
 from splitlearn_core import UnsupportedOptionError
+from splitlearn_core.split.support import support_rows
 from tests.support.families import FAMILIES, Split, padded_prompt, tiny_split
 
 WAYS: dict[str, dict[str, Any]] = {
@@ -32,6 +33,34 @@ def test_tokens_are_those_of_the_unsplit_model(family: str) -> None:
     for way, options in WAYS.items():
         whole, client = generate_both(split, prompt, **options)
         assert torch.equal(whole, client), way
+
+
+OTHERS = sorted({row.model_type for row in support_rows() if row.refusal is None} - set(FAMILIES))
+
+
+def vocab_size(split: Split) -> int:
+    return int(getattr(split.whole.config.get_text_config(), "vocab_size", 40))
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("model_type", OTHERS)
+def test_tokens_of_all_that_is_supported_are_those_of_the_unsplit_model(model_type: str) -> None:
+    split = tiny_split(model_type)
+    padded = padded_prompt(vocab_size(split))
+    for prompt in ({"input_ids": padded["input_ids"][1:]}, padded):
+        whole, client = generate_both(split, prompt, **WAYS["greedy"])
+        assert torch.equal(whole, client)
+
+
+@pytest.mark.parametrize("family", ["bamba", "gpt2", "llama"])
+def test_a_trunk_that_is_given_no_positions_goes_on_from_its_cache(family: str) -> None:
+    trunk = tiny_split(family).trunk
+    hidden_BTH = torch.randn(2, 5, trunk.hidden_size, generator=torch.Generator().manual_seed(0))
+    with torch.inference_mode():
+        expected_BTH = trunk(hidden_BTH)
+        first, cache = trunk(hidden_BTH[:, :3], use_cache=True)
+        then = [trunk(hidden_BTH[:, i : i + 1], past_key_values=cache) for i in (3, 4)]
+    torch.testing.assert_close(torch.cat((first, *then), dim=1), expected_BTH, rtol=0, atol=1e-5)
 
 
 @pytest.mark.parametrize("family", ["gpt2", "gemma2", "qwen2_moe"])
