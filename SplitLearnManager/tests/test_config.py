@@ -7,7 +7,7 @@ import pytest
 
 from splitlearn_comm.server import ClientLimits, GRPCServerConfig, ServerTLS, TokenFile
 from splitlearn_manager import ServerConfig
-from splitlearn_manager.managed_server import comm_config
+from splitlearn_manager.listening import comm_config
 
 
 def test_an_unknown_key_is_an_error() -> None:

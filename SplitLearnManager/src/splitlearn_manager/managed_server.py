@@ -1,27 +1,25 @@
 """One trunk, served: from a model's name to a listening server."""
 
 import logging
-from collections.abc import Callable, Sequence
+import time
+from collections.abc import Sequence
 from pathlib import Path
-from typing import Self
 
 import torch
 
-from splitlearn_comm import GRPCComputeServer, Observer, ServerStatistics, Together
-from splitlearn_comm.server import GRPCServerConfig, check_binding
+from splitlearn_comm import Observer
 from splitlearn_core import Trunk, load_part
 from splitlearn_core.checkpoint.source import locate
 from splitlearn_manager.config import ServerConfig
+from splitlearn_manager.control.models import OneModel
 from splitlearn_manager.device import choose_device
-from splitlearn_manager.observability import MetricsEndpoint, PrometheusObserver
-from splitlearn_manager.observability.endpoint import HOST as METRICS_HOST
-from splitlearn_manager.port_check import check_port_is_free
+from splitlearn_manager.listening import ListeningServer, check_places
 from splitlearn_manager.runtime.hosted_trunk import HostedTrunk
 
 logger = logging.getLogger(__name__)
 
 
-class ManagedServer:
+class ManagedServer(ListeningServer):
     """Hosts the Trunk of one model for many clients.
 
     The model is loaded here, the port taken by `start`.
@@ -63,13 +61,8 @@ class ManagedServer:
         observer: Observer | None = None,
     ) -> None:
         self.model_id = model or "builtin"
-        wire = comm_config(config)
-        check_binding(host, wire)
-        wire.check_files()
+        check_places(host, port, config)
         chosen = choose_device(device)
-        check_port_is_free(host, port)
-        if config.metrics_port is not None:
-            check_port_is_free(METRICS_HOST, config.metrics_port)
         commit = locate(self.model_id, revision).commit
         trunk = load_part(
             self.model_id,
@@ -83,59 +76,8 @@ class ManagedServer:
         assert isinstance(trunk, Trunk)
         log_choices(self.model_id if commit is None else f"{self.model_id} at commit {commit}", trunk)
         hosted = HostedTrunk(trunk, name=public_name(self.model_id))
-        observers = [] if observer is None else [observer]
-        self._endpoint: MetricsEndpoint | None = None
-        if config.metrics_port is not None:
-            metrics = PrometheusObserver()
-            self._endpoint = MetricsEndpoint(metrics.registry, config.metrics_port)
-            observers.append(metrics)
-        watching = Together(*observers) if observers else None
-        self._server = GRPCComputeServer(hosted, port=port, host=host, config=wire, observer=watching)
-
-    @property
-    def address(self) -> str:
-        """Where the server listens, `"host:port"`; known once it was started."""
-        return self._server.address
-
-    @property
-    def metrics_url(self) -> str | None:
-        """Where Prometheus finds the metrics, known once the server was started; None where there are none."""
-        return self._endpoint.url if self._endpoint else None
-
-    def statistics(self) -> ServerStatistics:
-        """Return what was counted so far: calls, steps, sessions, bytes."""
-        return self._server.statistics()
-
-    def start(self, block: bool = True, on_ready: Callable[[], object] | None = None) -> None:
-        """Listen and serve.
-
-        Args:
-            block: serve until SIGINT or SIGTERM, then let steps in flight finish and return; otherwise return at once.
-            on_ready: called once the server listens.
-
-        Raises:
-            AddressInUseError: (of splitlearn_comm) the port is in use by now.
-        """
-        if self._endpoint and not self._server.is_running:
-            self._endpoint.start()
-        try:
-            self._server.start(block=block, on_ready=on_ready)
-        finally:
-            if self._endpoint and not self._server.is_running:
-                self._endpoint.stop()
-
-    def stop(self) -> None:
-        """Let steps in flight finish within the grace time, then stop. May be called twice."""
-        self._server.stop()
-        if self._endpoint:
-            self._endpoint.stop()
-
-    def __enter__(self) -> Self:
-        self.start(block=False)
-        return self
-
-    def __exit__(self, *exception: object) -> None:
-        self.stop()
+        models = OneModel(hosted, time.time(), lambda: self.statistics().sessions_open)
+        super().__init__(hosted, models, port=port, host=host, config=config, observer=observer)
 
 
 def public_name(model_id: str) -> str:
@@ -157,22 +99,4 @@ def log_choices(model: str, trunk: Trunk) -> None:
         trunk.dtype,
         trunk.config._attn_implementation,
         (trunk.fingerprint or "none")[:12],
-    )
-
-
-def comm_config(config: ServerConfig) -> GRPCServerConfig:
-    """Pick what the wire needs to know."""
-    return GRPCServerConfig(
-        max_sessions=config.max_sessions,
-        idle_session_timeout_s=config.idle_session_timeout_s,
-        detached_session_timeout_s=config.detached_session_timeout_s,
-        max_message_bytes=config.max_message_bytes,
-        drain_timeout_s=config.drain_timeout_s,
-        drain_idle_timeout_s=config.drain_idle_timeout_s,
-        refuse_nonfinite=config.refuse_nonfinite,
-        tls=config.tls,
-        tokens=config.tokens,
-        client_limits=config.client_limits,
-        allow_insecure=config.allow_insecure,
-        open_reflection=config.open_reflection,
     )

@@ -72,7 +72,7 @@ def server_config(
     """
     from splitlearn_comm.server import ServerTLS, TokenFile
     from splitlearn_manager.config import ServerConfig
-    from splitlearn_manager.managed_server import comm_config
+    from splitlearn_manager.listening import comm_config
 
     if (certificate is None) != (key is None) or (client_ca and not certificate):
         raise OptionError("--tls-certificate and --tls-key go together, and --tls-client-ca only with them")
