@@ -39,7 +39,7 @@ def section(title: str) -> str:
 
 def type_of(field: FieldDescriptorProto) -> str:
     name = field.type_name.rpartition(".")[2] or SCALARS[field.type]
-    if name == "ExtraEntry":
+    if name in ("ExtraEntry", "LabelsEntry"):
         return "map<string, string>"
     return f"repeated {name}" if field.label == FieldDescriptorProto.LABEL_REPEATED else name
 

@@ -48,6 +48,7 @@ from splitlearn_comm.messages import (
     StartRecording,
 )
 from splitlearn_comm.observer import CallSummary, ObservedCall, Observer, StepSummary, Together
+from splitlearn_comm.samples import Sample, SampleSource, StatisticsReading
 from splitlearn_comm.server import (
     ClientLimits,
     GRPCComputeServer,
@@ -101,6 +102,8 @@ __all__ = [
     "RemoteInternalError",
     "Reorder",
     "ResourceExhaustedError",
+    "Sample",
+    "SampleSource",
     "SequenceTooLongError",
     "ServerStatistics",
     "ServerTLS",
@@ -111,6 +114,7 @@ __all__ = [
     "SessionNotFoundError",
     "SingleHost",
     "StartRecording",
+    "StatisticsReading",
     "StepBreakdown",
     "StepOrderError",
     "StepSummary",

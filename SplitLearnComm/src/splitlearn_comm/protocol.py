@@ -11,6 +11,7 @@ COMPUTE: Final = f"/{SERVICE}/Compute"
 SESSION: Final = f"/{SERVICE}/Session"
 HEALTH_CHECK: Final = f"/{SERVICE}/HealthCheck"
 GET_SERVICE_INFO: Final = f"/{SERVICE}/GetServiceInfo"
+WATCH_STATISTICS: Final = f"/{SERVICE}/WatchStatistics"
 
 KIND_METADATA: Final = "splitlearn-error"
 """Trailing metadata of a failed unary call: the name of the exception class."""

@@ -92,7 +92,7 @@ def test_a_host_tells_what_it_did_and_what_it_holds() -> None:
     assert reading.kv_limit_bytes == 1 << 20
     assert 0 < reading.kv_bytes < 1 << 20
     assert sum(reading.forward_s.counts) == sum(reading.queue_s.counts) == 2
-    assert 0 < reading.queue_s.sum
+    assert reading.queue_s.sum > 0
 
 
 def test_a_step_waits_from_when_it_was_asked_for_and_not_from_when_the_thread_looked() -> None:
@@ -104,8 +104,7 @@ def test_a_step_waits_from_when_it_was_asked_for_and_not_from_when_the_thread_lo
         await asyncio.sleep(0)
         asked_s = time.perf_counter()
         waiting = asyncio.create_task(host.run_step("a", Forward(random_hidden(1, 1))))
-        while time.perf_counter() < asked_s + 0.05:
-            await asyncio.sleep(0)
+        await asyncio.sleep(0.05)  # what is measured
         may_go_on.set()
         await asyncio.gather(busy, waiting)
         waited_s = (await host.read()).queue_s.sum
@@ -113,7 +112,7 @@ def test_a_step_waits_from_when_it_was_asked_for_and_not_from_when_the_thread_lo
         return waited_s, time.perf_counter() - asked_s
 
     waited_s, most_s = asyncio.run(serve())
-    assert 0.045 < waited_s < most_s
+    assert 0.04 < waited_s < most_s
 
 
 def test_on_a_loop_it_waits_from_when_the_other_process_sent_it() -> None:

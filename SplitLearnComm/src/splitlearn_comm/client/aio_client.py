@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import time
-from collections.abc import Sequence
+from collections.abc import AsyncIterator, Sequence
 from dataclasses import replace
 from functools import partial
 from types import TracebackType
@@ -31,7 +31,9 @@ from splitlearn_comm.client.watching import WatchedCall
 from splitlearn_comm.codec import AutoCodec, CodecChoice
 from splitlearn_comm.errors import CommError, ResourceExhaustedError, ServerUnavailableError
 from splitlearn_comm.framing import calls, service
+from splitlearn_comm.framing.statistics import decode_statistics, encode_watch
 from splitlearn_comm.messages import ComputeCall, KVEntries, ServiceInfo
+from splitlearn_comm.samples import StatisticsReading
 
 
 class AsyncComputeClient:
@@ -143,6 +145,23 @@ class AsyncComputeClient:
             raise last
         return False
 
+    async def watch_statistics(self, interval_s: float = 5.0) -> AsyncIterator[StatisticsReading]:
+        """As `GRPCComputeClient.watch_statistics`, for `async for`."""
+        failures: list[CommError] = []
+        for address in self._book.order(time.monotonic()):
+            has_begun = False
+            try:
+                async for reading in self._watch_at(address, encode_watch(interval_s)):
+                    has_begun = True
+                    yield reading
+            except ServerUnavailableError as error:
+                if has_begun:
+                    raise
+                failures.append(error)
+            else:
+                return
+        raise worth_another_round(failures)
+
     def codec_choices(self) -> dict[str, CodecChoice]:
         """What `codec="auto"` has chosen up to now, and why, by the address of the server."""
         return self._chooser.choices()
@@ -206,6 +225,23 @@ class AsyncComputeClient:
         self._statistics.count_sent(len(message))
         self._statistics.bytes_received += len(reply)
         return reply
+
+    async def _watch_at(self, address: str, message: bytes) -> AsyncIterator[StatisticsReading]:
+        method: Any = self._channels[address].unary_stream(protocol.WATCH_STATISTICS, None, None)
+        with WatchedCall(self._settings.observer, protocol.WATCH_STATISTICS, len(message)) as watched:
+            self._check_open()
+            call = method(message, metadata=(*self._settings.metadata(), *watched.metadata()))
+            try:
+                async for data in call:
+                    yield decode_statistics(data)
+            except grpc.RpcError as error:
+                raise translate(error, address, self._settings.control_timeout_s) from error
+            except asyncio.CancelledError:
+                if is_cancelled_by_its_owner():
+                    raise
+                raise closed_here() from None
+            finally:
+                call.cancel()
 
     def _check_open(self) -> None:
         if self._is_closed:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import threading
 import time
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import replace
 from functools import partial
 from types import TracebackType
@@ -31,7 +31,9 @@ from splitlearn_comm.client.watching import WatchedCall
 from splitlearn_comm.codec import AutoCodec, CodecChoice
 from splitlearn_comm.errors import CommError, ResourceExhaustedError, ServerUnavailableError
 from splitlearn_comm.framing import calls, service
+from splitlearn_comm.framing.statistics import decode_statistics, encode_watch
 from splitlearn_comm.messages import ComputeCall, KVEntries, ServiceInfo
+from splitlearn_comm.samples import StatisticsReading
 
 
 class GRPCComputeClient:
@@ -174,6 +176,33 @@ class GRPCComputeClient:
             raise last
         return False
 
+    def watch_statistics(self, interval_s: float = 5.0) -> Iterator[StatisticsReading]:
+        """The figures of the first server that can be reached, now and after each interval, until the iterator is
+        closed or the server stops.
+
+        Args:
+            interval_s: Seconds between two readings, from 1 to 60.
+
+        Raises:
+            InvalidRequestError: The interval is out of range.
+            UnsupportedOperationError: The server keeps no figures.
+            ServerUnavailableError: No server can be reached, or the one that is watched stops.
+        """
+        failures: list[CommError] = []
+        for address in self._book.order(time.monotonic()):
+            has_begun = False
+            try:
+                for reading in self._watch_at(address, encode_watch(interval_s)):
+                    has_begun = True
+                    yield reading
+            except ServerUnavailableError as error:
+                if has_begun:
+                    raise
+                failures.append(error)
+            else:
+                return
+        raise worth_another_round(failures)
+
     def codec_choices(self) -> dict[str, CodecChoice]:
         """What `codec="auto"` has chosen up to now, and why, by the address of the server."""
         return self._chooser.choices()
@@ -232,6 +261,19 @@ class GRPCComputeClient:
         self._statistics.count_sent(len(message))
         self._statistics.bytes_received += len(reply)
         return reply
+
+    def _watch_at(self, address: str, message: bytes) -> Iterator[StatisticsReading]:
+        method: Any = self._channels[address].unary_stream(protocol.WATCH_STATISTICS, None, None)
+        with WatchedCall(self._settings.observer, protocol.WATCH_STATISTICS, len(message)) as watched:
+            call = None
+            try:
+                call = method(message, metadata=(*self._settings.metadata(), *watched.metadata()))
+                yield from map(decode_statistics, call)
+            except (grpc.RpcError, ValueError) as error:
+                raise self._translated(error, address, Deadline.after(self._settings.control_timeout_s)) from error
+            finally:
+                if call is not None:
+                    call.cancel()
 
     def _translated(self, error: grpc.RpcError | ValueError, address: str, deadline: Deadline) -> Exception:
         # On a channel that is closed gRPC raises ValueError; calls that it ended look as if the server had done it.

@@ -17,6 +17,7 @@ from grpc_health.v1 import health, health_pb2, health_pb2_grpc
 import splitlearn_comm.protocol as protocol
 from splitlearn_comm.directory import HostDirectory
 from splitlearn_comm.observer import Observer
+from splitlearn_comm.samples import SampleSource
 from splitlearn_comm.server.binding import bind
 from splitlearn_comm.server.calls import CallService
 from splitlearn_comm.server.config import GRPCServerConfig
@@ -28,6 +29,7 @@ from splitlearn_comm.server.security.tokens import TokenBook
 from splitlearn_comm.server.served import Services
 from splitlearn_comm.server.sessions import SessionService
 from splitlearn_comm.server.statistics import ServerStatistics
+from splitlearn_comm.server.statistics_stream import StatisticsService
 from splitlearn_comm.server.watching import Watch
 
 
@@ -41,6 +43,7 @@ class AioServer:
         config: Limits.
         observer: Is told of calls, steps and sessions.
         interceptors: Stand behind the door, the first of them first.
+        samples: Tells the figures that `WatchStatistics` gives out.
     """
 
     def __init__(
@@ -51,6 +54,7 @@ class AioServer:
         config: GRPCServerConfig,
         observer: Observer | None = None,
         interceptors: Sequence[ServerInterceptor] = (),
+        samples: SampleSource | None = None,
     ) -> None:
         self._directory = directory
         self._interface = interface
@@ -59,12 +63,17 @@ class AioServer:
         self._observer = observer
         self._interceptors = interceptors
         self._statistics = ServerStatistics()
+        self._watched = StatisticsService(samples)
         self._noting: set[asyncio.Future[None]] = set()
         self._health = health.aio.HealthServicer()  # type: ignore[attr-defined]
 
     def statistics(self) -> ServerStatistics:
         """A copy of the counts."""
         return replace(self._statistics, sessions_open=self._sessions.num_open())
+
+    def is_ready(self) -> bool:
+        """Whether calls are taken, and something is served; asked on the loop, once it was started."""
+        return self._calls.is_serving and bool(self._directory.names())
 
     async def start(self) -> int:
         """Take the port, set the host up, then take calls; returns the port.
@@ -104,6 +113,7 @@ class AioServer:
         with contextlib.suppress(asyncio.CancelledError):
             await self._reaper
         self._sessions.drain()
+        self._watched.stop()
         began_s = time.monotonic()
         await self._sessions.wait_for_moves(grace_s)
         await self._server.stop(max(0.0, grace_s - (time.monotonic() - began_s)))
@@ -153,10 +163,12 @@ class AioServer:
     def _handlers(self) -> grpc.GenericRpcHandler[Any, Any]:
         # No deserialisers: a message that cannot be parsed is then refused like any other wrong one.
         unary: Any = grpc.unary_unary_rpc_method_handler
+        watched: Any = grpc.unary_stream_rpc_method_handler
         methods = {
             protocol.COMPUTE: unary(self._calls.compute),
             protocol.HEALTH_CHECK: unary(self._calls.health_check),
             protocol.GET_SERVICE_INFO: unary(self._calls.get_service_info),
+            protocol.WATCH_STATISTICS: watched(self._watched.watch),
             protocol.SESSION: grpc.stream_stream_rpc_method_handler(self._sessions.serve),
         }
         named = {path.rsplit("/", 1)[1]: handler for path, handler in methods.items()}

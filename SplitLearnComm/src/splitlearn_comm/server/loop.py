@@ -19,6 +19,11 @@ class LoopThread:
         self._thread = threading.Thread(target=self._loop.run_forever, name="splitlearn-server", daemon=True)
         self._thread.start()
 
+    @property
+    def loop(self) -> asyncio.AbstractEventLoop:
+        """The loop; for `asyncio.run_coroutine_threadsafe`."""
+        return self._loop
+
     def run(self, work: Coroutine[Any, Any, T]) -> T:
         """Run a coroutine on the loop and wait for it; it is cancelled if the wait is interrupted."""
         future = asyncio.run_coroutine_threadsafe(work, self._loop)

@@ -15,6 +15,7 @@ from splitlearn_comm.function import ComputeFunction
 from splitlearn_comm.function_host import FunctionHost
 from splitlearn_comm.host import SessionHost
 from splitlearn_comm.observer import Observer
+from splitlearn_comm.samples import SampleSource
 from splitlearn_comm.server.aio import AioServer
 from splitlearn_comm.server.binding import check_binding
 from splitlearn_comm.server.config import GRPCServerConfig
@@ -41,6 +42,7 @@ class GRPCComputeServer:
         config: Limits, and who may call.
         observer: Is told of calls, steps and sessions; see `splitlearn_comm.observer`.
         interceptors: gRPC's own, of the asyncio kind; they see the calls that were let in, the first of them first.
+        samples: Tells the figures that clients get from `watch_statistics`; None for none.
 
     Raises:
         ValueError: Other machines could connect, and there is no TLS, or nobody is asked who he is; see
@@ -56,12 +58,14 @@ class GRPCComputeServer:
         config: GRPCServerConfig | None = None,
         observer: Observer | None = None,
         interceptors: Sequence[ServerInterceptor] = (),
+        samples: SampleSource | None = None,
     ) -> None:
         self._directory = _directory_of(service)
         self._interface = host
         self._port = port
         self._config = config or GRPCServerConfig()
         self._observer, self._interceptors = observer, tuple(interceptors)
+        self._samples = samples
         check_binding(host, self._config)
         self._running: AioServer | None = None
         self._last_statistics = ServerStatistics()
@@ -81,6 +85,14 @@ class GRPCComputeServer:
     def is_running(self) -> bool:
         """Whether the server was started and not stopped."""
         return self._running is not None
+
+    def is_ready(self) -> bool:
+        """Whether sessions and calls are taken: the server was started, does not drain, and something is served.
+
+        Asks the service for its names, which belong to the event loop of the server: ask there.
+        """
+        running = self._running
+        return running is not None and running.is_ready()
 
     def statistics(self) -> ServerStatistics:
         """What was counted up to now; after `stop`, up to then."""
@@ -103,7 +115,13 @@ class GRPCComputeServer:
         if self._running is not None:
             raise RuntimeError(f"this server is running already, on {self.address}")
         server = AioServer(
-            self._directory, self._interface, self._port, self._config, self._observer, self._interceptors
+            self._directory,
+            self._interface,
+            self._port,
+            self._config,
+            self._observer,
+            self._interceptors,
+            self._samples,
         )
         self._port = server_loop().run(server.start())
         self._running = server

@@ -34,6 +34,8 @@ class ModelStatus:
     """What it serves; None unless it was loaded."""
     pid: int | None
     """Its process; None without one."""
+    load_s: float | None = None
+    """How long its last load took, in seconds; None before the first has ended well."""
 
     @property
     def name(self) -> str:
@@ -78,6 +80,8 @@ class ModelEntry:
         self._clock = clock
         self._on_move = on_move
         self._leases: set[HostLease] = set()
+        self._load_began = self.last_used
+        self._load_s: float | None = None
         self._idle = asyncio.Event()
         self._idle.set()
 
@@ -121,11 +125,17 @@ class ModelEntry:
             footprint=footprint,
             info=self.runner.host.get_info() if self.runner is not None and is_served else None,
             pid=None if self.runner is None else self.runner.pid,
+            load_s=self._load_s,
         )
 
     def move(self, state: State, reason: str) -> None:
         """Go on to another state."""
-        self.life.move(state, reason, self._clock())
+        now, was_loading = self._clock(), self.is_loading
+        self.life.move(state, reason, now)
+        if state is State.LOADING:
+            self._load_began = now
+        elif state is State.READY and was_loading:
+            self._load_s = now - self._load_began
         if state not in (State.LOADING, State.WARMING):
             self.progress = None
         self._on_move(self)

@@ -6,6 +6,9 @@ of a call.
 
 from __future__ import annotations
 
+import time
+
+import grpc
 from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram
 
 from splitlearn_comm import CallSummary, ObservedCall, Observer, StepSummary
@@ -71,9 +74,15 @@ class _Counted(ObservedCall):
         self._metrics = metrics
         self._method = method
         self._steps = metrics.steps
+        self._opened_s: float | None = None
 
     def on_step(self, step: StepSummary) -> None:
         self._steps.add(step)
+        if step.action == "open":
+            self._opened_s = time.perf_counter() - step.seconds
+        elif self._opened_s is not None and step.action == "forward" and step.code is grpc.StatusCode.OK:
+            self._steps.add_first(time.perf_counter() - self._opened_s)
+            self._opened_s = None
 
     def on_end(self, summary: CallSummary) -> None:
         self._metrics.count_call(self._method, summary)

@@ -7,46 +7,18 @@ weights have swept the caches. So a step is added to plain numbers, and metrics 
 from __future__ import annotations
 
 import threading
-from bisect import bisect_left
 from collections.abc import Iterable, Iterator
 
 import grpc
 from prometheus_client.core import CounterMetricFamily, HistogramMetricFamily, Metric
 from prometheus_client.registry import Collector
-from prometheus_client.utils import floatToGoString
 
 from splitlearn_comm import StepSummary
 from splitlearn_manager.observability.buckets import HOP_BUCKETS_S, TOKEN_BUCKETS_S
+from splitlearn_manager.observability.families import add_histogram
+from splitlearn_manager.runtime.figures import Counted, Distribution
 
 _OK = grpc.StatusCode.OK
-_OVERFLOW = ("+Inf",)
-
-
-class Times:
-    """How often which times were seen.
-
-    Args:
-        edges_s: Upper edges of the buckets, in seconds, ascending; what is above all of them is counted too.
-    """
-
-    def __init__(self, edges_s: tuple[float, ...]) -> None:
-        self._edges_s = edges_s
-        self._counts = [0] * (len(edges_s) + 1)
-        self._sum_s = 0.0
-
-    def add(self, seconds: float) -> None:
-        """Count one."""
-        self._counts[bisect_left(self._edges_s, seconds)] += 1
-        self._sum_s += seconds
-
-    def put_into(self, family: HistogramMetricFamily, labels: list[str]) -> None:
-        """Add what was counted to a metric."""
-        names = [*map(floatToGoString, self._edges_s), *_OVERFLOW]
-        total, buckets = 0, []
-        for name, count in zip(names, self._counts, strict=True):
-            total += count
-            buckets.append((name, float(total)))
-        family.add_metric(labels, buckets, self._sum_s)
 
 
 class _Action:
@@ -55,8 +27,8 @@ class _Action:
     def __init__(self) -> None:
         self.num_done = 0
         self.num_failed: dict[str, int] = {}
-        self.seconds = Times(TOKEN_BUCKETS_S)
-        self.overhead_s = Times(HOP_BUCKETS_S)
+        self.seconds = Distribution(TOKEN_BUCKETS_S)
+        self.overhead_s = Distribution(HOP_BUCKETS_S)
         self.bytes_received = 0
         self.bytes_sent = 0
 
@@ -66,6 +38,7 @@ class StepMetrics(Collector):
 
     def __init__(self) -> None:
         self._actions: dict[str, _Action] = {}
+        self._first_s = Distribution(TOKEN_BUCKETS_S)
         self._lock = threading.Lock()
 
     def add(self, step: StepSummary) -> None:
@@ -80,6 +53,11 @@ class StepMetrics(Collector):
             seen.overhead_s.add(step.seconds - step.compute_s)
             seen.bytes_received += step.bytes_received
             seen.bytes_sent += step.bytes_sent
+
+    def add_first(self, seconds: float) -> None:
+        """Count the first forward of a stream, from its opening until the answer. May be called by several threads."""
+        with self._lock:
+            self._first_s.add(seconds)
 
     def collect(self) -> Iterable[Metric]:
         """Make metrics of what was seen up to now."""
@@ -106,8 +84,13 @@ class StepMetrics(Collector):
             for code, count in {_OK.name: seen.num_done, **seen.num_failed}.items():
                 if count:
                     steps.add_metric((action, code), count)
-            seen.seconds.put_into(seconds, [action])
-            seen.overhead_s.put_into(overhead, [action])
+            add_histogram(seconds, [action], Counted.of(seen.seconds))
+            add_histogram(overhead, [action], Counted.of(seen.overhead_s))
             received.add_metric((action,), seen.bytes_received)
             sent.add_metric((action,), seen.bytes_sent)
-        yield from (steps, seconds, overhead, received, sent)
+        first = HistogramMetricFamily(
+            "splitlearn_time_to_first_step_seconds",
+            "From the opening of a session, or its coming back on another stream, to the answer to its next forward.",
+        )
+        add_histogram(first, [], Counted.of(self._first_s))
+        yield from (steps, seconds, overhead, received, sent, first)

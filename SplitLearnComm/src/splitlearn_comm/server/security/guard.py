@@ -48,10 +48,11 @@ class Guard(grpc.aio.ServerInterceptor):  # type: ignore[type-arg]
 
     def _wrapped(self, handler: Any, behaviour: Behaviour, method: str) -> Behaviour:
         is_open = method.startswith(self._open_prefixes)
+        is_stream = handler.request_streaming or handler.response_streaming
 
         async def serve(request: Any, context: Context) -> Any:
             try:
-                caller = self._admit(request, context, is_open)
+                caller = self._admit(request, context, is_open, is_stream)
             except CommError as error:
                 if handler.request_streaming:
                     await _first_message(context)
@@ -60,7 +61,7 @@ class Guard(grpc.aio.ServerInterceptor):  # type: ignore[type-arg]
 
         return serve
 
-    def _admit(self, request: Any, context: Context, is_open: bool) -> Caller:
+    def _admit(self, request: Any, context: Context, is_open: bool, is_stream: bool) -> Caller:
         """Name a call and begin it; raises as `_enter` does, with the name in the error."""
         metadata = dict(context.invocation_metadata() or ())
         request_id = request_id_from(metadata.get(REQUEST_ID_METADATA))
@@ -71,7 +72,7 @@ class Guard(grpc.aio.ServerInterceptor):  # type: ignore[type-arg]
             logger.info("refused a call from %s (request %s): %s", context.peer(), request_id, error)
             raise
         # Of a call that is one message the answer is the end.
-        acquaintance = None if is_open or isinstance(request, bytes) else self._identity.acquaintance(metadata)
+        acquaintance = self._identity.acquaintance(metadata) if is_stream and not is_open else None
         return Caller(account, request_id, _wanted_by(metadata), acquaintance)
 
     def _enter(self, context: Context, metadata: dict[str, Any], is_open: bool, request: Any) -> ClientAccount:

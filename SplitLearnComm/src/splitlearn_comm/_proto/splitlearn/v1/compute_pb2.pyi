@@ -350,3 +350,34 @@ class ServiceInfo(_message.Message):
     extra: _containers.ScalarMap[str, str]
     codecs: _containers.RepeatedScalarFieldContainer[str]
     def __init__(self, name: _Optional[str] = ..., fingerprint: _Optional[str] = ..., split_start: _Optional[int] = ..., split_end: _Optional[int] = ..., num_layers: _Optional[int] = ..., hidden_size: _Optional[int] = ..., dtype: _Optional[_Union[DType, str]] = ..., max_positions: _Optional[int] = ..., model_type: _Optional[str] = ..., cache_kinds: _Optional[_Iterable[str]] = ..., stateful: bool = ..., version: _Optional[str] = ..., max_message_bytes: _Optional[int] = ..., extra: _Optional[_Mapping[str, str]] = ..., codecs: _Optional[_Iterable[str]] = ...) -> None: ...
+
+class WatchStatisticsRequest(_message.Message):
+    __slots__ = ("interval_s",)
+    INTERVAL_S_FIELD_NUMBER: _ClassVar[int]
+    interval_s: float
+    def __init__(self, interval_s: _Optional[float] = ...) -> None: ...
+
+class Statistics(_message.Message):
+    __slots__ = ("time_s", "samples")
+    TIME_S_FIELD_NUMBER: _ClassVar[int]
+    SAMPLES_FIELD_NUMBER: _ClassVar[int]
+    time_s: float
+    samples: _containers.RepeatedCompositeFieldContainer[StatisticsSample]
+    def __init__(self, time_s: _Optional[float] = ..., samples: _Optional[_Iterable[_Union[StatisticsSample, _Mapping]]] = ...) -> None: ...
+
+class StatisticsSample(_message.Message):
+    __slots__ = ("name", "labels", "value")
+    class LabelsEntry(_message.Message):
+        __slots__ = ("key", "value")
+        KEY_FIELD_NUMBER: _ClassVar[int]
+        VALUE_FIELD_NUMBER: _ClassVar[int]
+        key: str
+        value: str
+        def __init__(self, key: _Optional[str] = ..., value: _Optional[str] = ...) -> None: ...
+    NAME_FIELD_NUMBER: _ClassVar[int]
+    LABELS_FIELD_NUMBER: _ClassVar[int]
+    VALUE_FIELD_NUMBER: _ClassVar[int]
+    name: str
+    labels: _containers.ScalarMap[str, str]
+    value: float
+    def __init__(self, name: _Optional[str] = ..., labels: _Optional[_Mapping[str, str]] = ..., value: _Optional[float] = ...) -> None: ...
