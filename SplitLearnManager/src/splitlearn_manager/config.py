@@ -43,7 +43,12 @@ class ServerConfig:
     open_reflection: bool = False
     """Answer reflection without a token, where there are tokens."""
     metrics_port: int | None = None
-    """Where Prometheus finds `/metrics`, on this machine alone; 0 for any port that is free, None for no metrics."""
+    """Where Prometheus finds `/metrics`, and others `/healthz` and `/readyz`; 0 for any port that is free, None for no
+    metrics."""
+    metrics_host: str = "127.0.0.1"
+    """Address of these pages; the default is reachable from this machine alone."""
+    open_metrics: bool = False
+    """Give these pages to other machines, to everybody who can connect."""
 
     def __post_init__(self) -> None:
         port = self.metrics_port

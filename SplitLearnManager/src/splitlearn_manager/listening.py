@@ -13,8 +13,7 @@ from splitlearn_manager.control.door import OperatorDoor
 from splitlearn_manager.control.inference import InferenceService
 from splitlearn_manager.control.models import ControlledModels
 from splitlearn_manager.control.surface import ControlSurface
-from splitlearn_manager.observability import MetricsEndpoint, PrometheusObserver
-from splitlearn_manager.observability.endpoint import HOST as METRICS_HOST
+from splitlearn_manager.observability import MetricsEndpoint, ServerMetrics, check_metrics_binding
 from splitlearn_manager.port_check import check_port_is_free
 
 
@@ -42,10 +41,16 @@ class ListeningServer:
     ) -> None:
         observers = [] if observer is None else [observer]
         self._endpoint: MetricsEndpoint | None = None
+        metrics: ServerMetrics | None = None
         if config.metrics_port is not None:
-            metrics = PrometheusObserver()
-            self._endpoint = MetricsEndpoint(metrics.registry, config.metrics_port)
-            observers.append(metrics)
+            metrics = ServerMetrics(lambda: models.rows() if self._server.is_running else ())
+            self._endpoint = MetricsEndpoint(
+                metrics.registry,
+                config.metrics_port,
+                config.metrics_host,
+                lambda: metrics.ask_loop(self._server.is_ready),
+            )
+            observers.append(metrics.observer)
         self._ending: threading.Thread | None = None
         inference = InferenceService(models, self._is_serving, splitlearn_core.__version__)
         beside = BesideService(models, self._is_serving, self._begin_to_end)
@@ -55,6 +60,7 @@ class ListeningServer:
             host=host,
             config=comm_config(config),
             observer=Together(*observers) if observers else None,
+            samples=metrics.samples if metrics else None,
             interceptors=[ControlSurface((*inference.methods(), *beside.methods()), OperatorDoor(config))],
         )
 
@@ -124,7 +130,8 @@ def check_places(host: str, port: int, config: ServerConfig) -> None:
     """Find out, before anything is loaded, whether a server may and can listen.
 
     Raises:
-        ValueError: other machines could connect and nobody is asked who he is, or a file is of no use.
+        ValueError: other machines could connect and nobody is asked who he is, or could read the metrics and nobody
+            said that they may; or a file is of no use.
         OSError: a file cannot be read.
         AddressInUseError: (of splitlearn_comm) a port is in use.
     """
@@ -133,7 +140,8 @@ def check_places(host: str, port: int, config: ServerConfig) -> None:
     wire.check_files()
     check_port_is_free(host, port)
     if config.metrics_port is not None:
-        check_port_is_free(METRICS_HOST, config.metrics_port)
+        check_metrics_binding(config.metrics_host, config.open_metrics)
+        check_port_is_free(config.metrics_host, config.metrics_port)
 
 
 def comm_config(config: ServerConfig) -> GRPCServerConfig:

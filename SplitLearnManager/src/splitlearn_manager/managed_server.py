@@ -63,6 +63,7 @@ class ManagedServer(ListeningServer):
         self.model_id = model or "builtin"
         check_places(host, port, config)
         chosen = choose_device(device)
+        began_s = time.monotonic()
         commit = locate(self.model_id, revision).commit
         trunk = load_part(
             self.model_id,
@@ -76,7 +77,8 @@ class ManagedServer(ListeningServer):
         assert isinstance(trunk, Trunk)
         log_choices(self.model_id if commit is None else f"{self.model_id} at commit {commit}", trunk)
         hosted = HostedTrunk(trunk, name=public_name(self.model_id))
-        models = OneModel(hosted, time.time(), lambda: self.statistics().sessions_open)
+        load_s = time.monotonic() - began_s
+        models = OneModel(hosted, time.time(), lambda: self.statistics().sessions_open, load_s)
         super().__init__(hosted, models, port=port, host=host, config=config, observer=observer)
 
 

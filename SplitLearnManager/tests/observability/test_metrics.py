@@ -15,6 +15,7 @@ from splitlearn_comm import AddressInUseError, GRPCComputeClient, InvalidRequest
 from splitlearn_comm.protocol import COMPUTE, SESSION
 from splitlearn_comm.testing import RecordingObserver, eventually
 from splitlearn_manager import ManagedServer, ServerConfig
+from splitlearn_manager.lifecycle import State
 from splitlearn_manager.observability import MetricsEndpoint, PrometheusObserver
 from tests.support.models import save_gpt2
 
@@ -22,7 +23,7 @@ torch.set_num_threads(1)
 
 PROMPT = torch.tensor([[5, 6, 7, 8]])
 NEW_TOKENS = 20
-LABELS = {"method", "code", "action", "reason", "le"}
+LABELS = {"method", "code", "action", "reason", "le", "model", "version", "state", "process", "device"}
 """All that may tell one sample of a metric from another. None of it is a client's to choose."""
 SERVED = {"forward", "reorder", "crop", "start_recording", "open", "close", "export", "import", "unknown"}
 
@@ -137,6 +138,28 @@ def test_an_observer_of_ones_own_is_told_beside_the_metrics(model: str) -> None:
             session.step(torch.ones(1, 2, 32))
         assert Page(server).value("steps_total", action="forward", code="OK") == 1
     assert [step.action for step in observer.steps] == ["open", "forward", "close"]
+
+
+def test_the_models_are_on_the_page_and_the_server_is_ready(server: ManagedServer) -> None:
+    with GRPCComputeClient(server.address) as client:
+        with client.session() as session:
+            session.step(torch.ones(1, 3, 32))
+        readings = client.watch_statistics(60)
+        assert next(readings).value("splitlearn_tokens_total", model="tiny") == 3
+        readings.close()
+    page = Page(server)
+    assert page.value("tokens_total", model="tiny", version="1") == 3
+    assert page.value("model_state", model="tiny", state=State.READY.value) == 1
+    assert 0 < page.value("model_load_seconds", model="tiny") < 60
+    assert page.value("process_resident_bytes", process="serving") > 1e7
+    assert server.metrics_url is not None
+    with urllib.request.urlopen(server.metrics_url.replace("/metrics", "/readyz"), timeout=20) as answer:
+        assert answer.status == 200
+
+
+def test_pages_for_other_machines_have_to_be_wanted() -> None:
+    with pytest.raises(ValueError, match="open_metrics=True"):
+        ManagedServer("no/such-model", port=0, config=ServerConfig(metrics_port=0, metrics_host="0.0.0.0"))
 
 
 def test_without_a_port_there_are_no_metrics(model: str) -> None:

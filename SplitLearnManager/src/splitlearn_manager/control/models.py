@@ -26,6 +26,12 @@ class ModelRow:
     """How far its load is; empty beside a load."""
     info: ServiceInfo | None = None
     """What it serves; None unless it was loaded."""
+    host: SessionHost | None = None
+    """What serves it; None unless it was loaded."""
+    pid: int | None = None
+    """Its own process; None without one."""
+    load_s: float | None = None
+    """How long its last load took, in seconds; None where that is not known."""
 
 
 class ControlledModels(ABC):
@@ -79,12 +85,16 @@ class OneModel(ControlledModels):
         host: what serves it.
         since: when it was loaded.
         num_sessions: counts its sessions.
+        load_s: how long its load took, in seconds.
     """
 
-    def __init__(self, host: SessionHost, since: float, num_sessions: Callable[[], int]) -> None:
+    def __init__(
+        self, host: SessionHost, since: float, num_sessions: Callable[[], int], load_s: float | None = None
+    ) -> None:
         self._host = host
         self._since = since
         self._num_sessions = num_sessions
+        self._load_s = load_s
 
     def rows(self) -> tuple[ModelRow, ...]:
         """Return the one."""
@@ -98,6 +108,8 @@ class OneModel(ControlledModels):
                 since=self._since,
                 num_sessions=self._num_sessions(),
                 info=info,
+                host=self._host,
+                load_s=self._load_s,
             ),
         )
 
@@ -126,4 +138,7 @@ def _row(status: ModelStatus) -> ModelRow:
         num_sessions=status.num_sessions,
         progress=str(status.progress or ""),
         info=status.info,
+        host=status.host,
+        pid=status.pid,
+        load_s=status.load_s,
     )

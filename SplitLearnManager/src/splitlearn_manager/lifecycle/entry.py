@@ -4,7 +4,7 @@ import asyncio
 from collections.abc import Callable
 from dataclasses import dataclass
 
-from splitlearn_comm import ServiceInfo
+from splitlearn_comm import ServiceInfo, SessionHost
 from splitlearn_manager.errors import ManagerError, ModelNotReadyError
 from splitlearn_manager.lifecycle.budget import Footprint
 from splitlearn_manager.lifecycle.directory import HostLease
@@ -36,6 +36,8 @@ class ModelStatus:
     """Its process; None without one."""
     load_s: float | None = None
     """How long its last load took, in seconds; None before the first has ended well."""
+    host: SessionHost | None = None
+    """What serves it; None unless it was loaded."""
 
     @property
     def name(self) -> str:
@@ -126,6 +128,7 @@ class ModelEntry:
             info=self.runner.host.get_info() if self.runner is not None and is_served else None,
             pid=None if self.runner is None else self.runner.pid,
             load_s=self._load_s,
+            host=self.runner.host if self.runner is not None and is_served else None,
         )
 
     def move(self, state: State, reason: str) -> None:

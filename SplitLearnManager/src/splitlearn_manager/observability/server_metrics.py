@@ -6,18 +6,17 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 
 from prometheus_client import CollectorRegistry
 
-from splitlearn_comm import Sample
+from splitlearn_comm import Sample, SessionHost
 from splitlearn_comm.server.loop import server_loop
-from splitlearn_manager.lifecycle.entry import ModelStatus
 from splitlearn_manager.observability.bridge import LoopBridge
-from splitlearn_manager.observability.engine_metrics import EngineMetrics
+from splitlearn_manager.observability.engine_metrics import EngineMetrics, ModelKey
 from splitlearn_manager.observability.gpu_metrics import GpuMetrics
 from splitlearn_manager.observability.metrics import PrometheusObserver
-from splitlearn_manager.observability.model_metrics import ModelMetrics
+from splitlearn_manager.observability.model_metrics import ModelFacts, ModelMetrics
 from splitlearn_manager.observability.process_metrics import ProcessMetrics
-from splitlearn_manager.observability.readings import Hosts, Readings
+from splitlearn_manager.observability.readings import Readings
 
-Statuses = Callable[[], Sequence[ModelStatus]]
+Models = Callable[[], Sequence[ModelFacts]]
 """Tells of all models. Called on the event loop of the server."""
 
 
@@ -25,19 +24,18 @@ class ServerMetrics:
     """The metrics of a server: give it `observer`, and an endpoint `registry`.
 
     Args:
-        hosts: tells what is served. Called on the event loop of the server.
-        statuses: tells of all models; None where there is no registry of them.
+        models: tells of all models.
     """
 
-    def __init__(self, hosts: Hosts, statuses: Statuses = tuple) -> None:
+    def __init__(self, models: Models) -> None:
         self.registry = CollectorRegistry()
         """What an endpoint gives out."""
         self.observer = PrometheusObserver(self.registry)
         """To be told of calls, steps and sessions."""
         self._bridge = LoopBridge(server_loop().loop)
-        self._statuses = statuses
-        self.registry.register(EngineMetrics(Readings(hosts, self._bridge)))
-        self.registry.register(ModelMetrics(self._on_loop_statuses))
+        self._models = models
+        self.registry.register(EngineMetrics(Readings(self._hosts, self._bridge)))
+        self.registry.register(ModelMetrics(self._ask_models))
         self.registry.register(ProcessMetrics(self._processes))
         self.registry.register(GpuMetrics())
 
@@ -56,12 +54,15 @@ class ServerMetrics:
 
         return self._bridge.ask(ask, otherwise=False)
 
-    def _on_loop_statuses(self) -> Sequence[ModelStatus]:
-        async def ask() -> Sequence[ModelStatus]:
-            return self._statuses()
+    def _hosts(self) -> Mapping[ModelKey, SessionHost]:
+        return {ModelKey(m.name, str(m.version)): m.host for m in self._models() if m.host is not None}
 
-        nothing: Sequence[ModelStatus] = ()
+    def _ask_models(self) -> Sequence[ModelFacts]:
+        async def ask() -> Sequence[ModelFacts]:
+            return self._models()
+
+        nothing: Sequence[ModelFacts] = ()
         return self._bridge.ask(ask, otherwise=nothing)
 
     def _processes(self) -> Mapping[str, int]:
-        return {f"{s.name}:{s.version}": s.pid for s in self._on_loop_statuses() if s.pid is not None}
+        return {f"{m.name}:{m.version}": m.pid for m in self._ask_models() if m.pid is not None}
