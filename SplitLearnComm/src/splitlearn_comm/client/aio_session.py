@@ -33,6 +33,7 @@ from splitlearn_comm.client.statistics import StepBreakdown
 from splitlearn_comm.codec import CodecChoice
 from splitlearn_comm.errors import CommError
 from splitlearn_comm.framing import steps
+from splitlearn_comm.logs import ids
 from splitlearn_comm.messages import Action, Crop, Forward, Reorder, StartRecording
 
 logger = logging.getLogger("splitlearn_comm.client")
@@ -169,7 +170,8 @@ class AsyncClientSession:
                 deadline = Deadline.after(self._settings.open_timeout_s)
                 await self._follow(self._course.leave(deadline), deadline, is_step=False)
         except CommError as error:
-            logger.info("session %s stays where it was for now: %s", self.session_id, error)
+            name = self.session_id
+            logger.info("session %s stays where it was for now: %s", name, error, extra=ids(session=name))
         finally:
             self._leaving = None
 

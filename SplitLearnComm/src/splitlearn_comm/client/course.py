@@ -6,6 +6,7 @@ session are two shells that do it.
 
 from __future__ import annotations
 
+import logging
 import time
 from collections.abc import Generator
 from dataclasses import dataclass
@@ -19,7 +20,10 @@ from splitlearn_comm.client.statistics import ClientStatistics
 from splitlearn_comm.errors import CommError, ResourceExhaustedError, ServerUnavailableError
 from splitlearn_comm.framing.chunks import Outgoing
 from splitlearn_comm.framing.steps import Answer
+from splitlearn_comm.logs import ids
 from splitlearn_comm.messages import SessionState
+
+logger = logging.getLogger("splitlearn_comm.client")
 
 
 @dataclass(frozen=True, slots=True)
@@ -297,6 +301,9 @@ class SessionCourse:
             if answer.error is not None:
                 raise answer.error
             self._statistics.replayed_steps += 1
+        name, num_steps = self._cursor.session_id, len(self._cursor.history)
+        told = ids(session=name, step=self._cursor.step_id)
+        logger.info("session %s was rebuilt: its %d steps were said again", name, num_steps, extra=told)
 
     def _import(self, state: SessionState | None) -> Generator[Effect, Any, None]:
         answer: Answer = yield Exchange(self._cursor.import_message(state))
@@ -329,4 +336,6 @@ class SessionCourse:
                 yield Settle()
                 self._arrive(address)
                 self._statistics.moves += 1
+                told = ids(session=cursor.session_id, step=cursor.step_id)
+                logger.info("session %s moved from %s to %s", cursor.session_id, home, address, extra=told)
                 return

@@ -116,7 +116,7 @@ class Conversation:
         except Exception as error:
             self._statistics.refusals += 1
             self.pause_s = self._meter.settle(now)
-            refusal = as_comm_error(error, f"step {step_id} of {self!r}")
+            refusal = as_comm_error(error, f"step {step_id} of {self!r}", session=self._session_id, step=step_id)
             reply = steps.encode_refusal(step_id, position, refusal)
         self._statistics.bytes_sent += len(reply)
         if self._call is not None:

@@ -11,6 +11,7 @@ from typing import Any, NoReturn
 import grpc.aio
 
 from splitlearn_comm.errors import CommError, RemoteInternalError, ResourceExhaustedError
+from splitlearn_comm.logs import ids
 from splitlearn_comm.protocol import KIND_METADATA, PUSHBACK_METADATA, REQUEST_ID_METADATA
 from splitlearn_comm.server.security.caller import current_request_id
 
@@ -21,21 +22,25 @@ MAX_CHARACTERS = 1000
 _CONTENTS = re.compile(r"(?:tensor|array)\(.*?\)|\[[^\]]*\d\.\d[^\]]*\]+|-?\d+\.\d{3,}(?:e[-+]?\d+)?", re.DOTALL)
 
 
-def as_comm_error(error: Exception, doing: str) -> CommError:
+def as_comm_error(error: Exception, doing: str, *, session: str = "", step: int | None = None) -> CommError:
     """The error a client may see: a refusal as it is, anything else as one fixed sentence; both logged with the id of
     the call.
 
     Args:
         error: What was raised.
         doing: What the server was doing, for the log.
+        session: Of which session it was, for the log.
+        step: And of which step.
     """
+    told = ids(session=session, step=step)
     request_id = current_request_id()
     if isinstance(error, CommError):
         error.request_id = request_id
         error.args = (shortened(str(error)),)
-        logger.info("refused %s (request %s): %s: %s", line(doing), request_id, type(error).__name__, line(str(error)))
+        kind, message = type(error).__name__, line(str(error))
+        logger.info("refused %s (request %s): %s: %s", line(doing), request_id, kind, message, extra=told)
         return error
-    logger.error("failed %s (request %s)\n%s", line(doing), request_id, told_without_contents(error))
+    logger.error("failed %s (request %s)\n%s", line(doing), request_id, told_without_contents(error), extra=told)
     sentence = f"the server failed; its log has the reason under request id {request_id}"
     return RemoteInternalError(sentence, request_id=request_id)
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 
+from splitlearn_comm.logs import ids
 from splitlearn_comm.observer import Observer
 from splitlearn_comm.server.config import GRPCServerConfig
 from splitlearn_comm.server.faults import logger, told_without_contents
@@ -129,7 +130,7 @@ class OpenSessions:
         for session_id in self._table.expire(self._clock()):
             self._statistics.sessions_expired += 1
             self._observer.on_session_closed("expired")
-            logger.info("session %s expired", session_id)
+            logger.info("session %s expired", session_id, extra=ids(session=session_id))
             await self._close_at_host(session_id)
 
     async def end_all(self) -> None:
@@ -145,7 +146,8 @@ class OpenSessions:
         try:
             await served.host.close_session(session_id)
         except Exception as error:
-            logger.error("the host failed to close session %s\n%s", session_id, told_without_contents(error))
+            told = told_without_contents(error)
+            logger.error("the host failed to close session %s\n%s", session_id, told, extra=ids(session=session_id))
         finally:
             self._release(session_id)
 

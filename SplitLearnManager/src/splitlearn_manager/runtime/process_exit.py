@@ -5,6 +5,8 @@ import logging
 import signal
 from collections import deque
 
+from splitlearn_comm.logs import ids
+
 logger = logging.getLogger("splitlearn_manager.models")
 
 MAX_LINE_CHARACTERS = 500
@@ -43,7 +45,8 @@ class Output:
         if line:
             shown = line if len(line) <= MAX_LINE_CHARACTERS else f"{line[:MAX_LINE_CHARACTERS]} …"
             self._last.append(shown)
-            logger.log(_LEVELS.get(line.partition(" ")[0], logging.INFO), "%s: %s", self._label, shown)
+            level = _LEVELS.get(line.partition(" ")[0], logging.INFO)
+            logger.log(level, "%s: %s", self._label, shown, extra=ids(model=self._label))
 
     def last_words(self) -> tuple[str, ...]:
         """Return the last lines."""

@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import re
 import uuid
+from collections.abc import Mapping
 from contextvars import ContextVar
 from dataclasses import dataclass, field
 
 from splitlearn_comm.directory import Wanted
+from splitlearn_comm.logs import ids
 from splitlearn_comm.server.security.accounts import ClientAccount
 from splitlearn_comm.server.security.tokens import Acquaintance
 
@@ -26,6 +28,10 @@ class Caller:
     """The service it is for."""
     acquaintance: Acquaintance | None = None
     """Tells whether a client that came with a token is known still; None if that cannot change."""
+
+    def log_ids(self) -> Mapping[str, str | int]:
+        """What a line of the log about this call tells."""
+        return ids(client=self.account.name, request=self.request_id, model=self.wanted.name)
 
 
 CALLER: ContextVar[Caller] = ContextVar("splitlearn_caller")

@@ -12,6 +12,7 @@ import grpc.aio
 
 from splitlearn_comm.directory import Wanted
 from splitlearn_comm.errors import AuthenticationError, CommError
+from splitlearn_comm.logs import ABOUT, ids
 from splitlearn_comm.protocol import MODEL_METADATA, REQUEST_ID_METADATA, VERSION_METADATA
 from splitlearn_comm.server.faults import abort, logger
 from splitlearn_comm.server.handlers import Behaviour, Context, Continuation, Handler, HandlerWraps
@@ -69,7 +70,8 @@ class Guard(grpc.aio.ServerInterceptor):  # type: ignore[type-arg]
             account = self._enter(context, metadata, is_open, request)
         except CommError as error:
             error.request_id = request_id
-            logger.info("refused a call from %s (request %s): %s", context.peer(), request_id, error)
+            told = ids(request=request_id)
+            logger.info("refused a call from %s (request %s): %s", context.peer(), request_id, error, extra=told)
             raise
         # Of a call that is one message the answer is the end.
         acquaintance = self._identity.acquaintance(metadata) if is_stream and not is_open else None
@@ -98,11 +100,12 @@ class Guard(grpc.aio.ServerInterceptor):  # type: ignore[type-arg]
 
 
 async def _as(caller: Caller, behaviour: Behaviour, request: Any, context: Context) -> Any:
-    mark = CALLER.set(caller)
+    mark, about = CALLER.set(caller), ABOUT.set(caller)
     try:
         return await behaviour(request, context)
     finally:
         CALLER.reset(mark)
+        ABOUT.reset(about)
         caller.account.end_call()
 
 
