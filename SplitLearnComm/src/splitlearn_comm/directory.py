@@ -30,7 +30,7 @@ class Wanted:
 
 
 class Lease:
-    """A hold on a service for the time of one session or call: it is not taken away meanwhile.
+    """A hold on a service, for as long as a session is open or somebody waits for a call.
 
     Args:
         host: What computes.

@@ -46,7 +46,7 @@ def test_reflection_finds_the_service_and_every_message(database: Any) -> None:
     assert {SERVICE, "grpc.health.v1.Health"} <= set(database.get_services())
     pool = DescriptorPool(database)
     methods = {method.name for method in pool.FindServiceByName(SERVICE).methods}
-    assert methods == {"Compute", "Session", "HealthCheck", "GetServiceInfo"}
+    assert methods == {"Compute", "Session", "HealthCheck", "GetServiceInfo", "WatchStatistics"}
     for name, message in pb.DESCRIPTOR.message_types_by_name.items():
         found = pool.FindMessageTypeByName(f"splitlearn.v1.{name}")
         assert [described(field) for field in found.fields] == [described(field) for field in message.fields]

@@ -24,10 +24,10 @@ from splitlearn_comm.messages import (
     SessionState,
     Timings,
 )
-from splitlearn_comm.observer import StepSummary, action_name
+from splitlearn_comm.observer import ObservedCall, StepSummary, action_name
 from splitlearn_comm.server.config import GRPCServerConfig
 from splitlearn_comm.server.due import in_time
-from splitlearn_comm.server.faults import as_comm_error
+from splitlearn_comm.server.faults import as_comm_error, logger
 from splitlearn_comm.server.open_sessions import OpenSessions
 from splitlearn_comm.server.security.accounts import Meter
 from splitlearn_comm.server.statistics import ServerStatistics
@@ -72,6 +72,7 @@ class Conversation:
         self._tells_timings = False
         self._session_id = ""
         self._attachment = 0
+        self._has_spoken = False
         self._arrived_s = 0.0
         self._compute_s = 0.0
         self._due_s: float | None = None
@@ -111,8 +112,7 @@ class Conversation:
                 return None
             step_id, position = request.step_id, request.position
             self._due_s = time.monotonic() + request.timeout_ms / 1000 if request.timeout_ms else None
-            self._admit(request, now)
-            reply = await self._do(request)
+            reply = await self._admitted(request, now)
         except Exception as error:
             self._statistics.refusals += 1
             self.pause_s = self._meter.settle(now)
@@ -120,15 +120,19 @@ class Conversation:
             reply = steps.encode_refusal(step_id, position, refusal)
         self._statistics.bytes_sent += len(reply)
         if self._call is not None:
-            self._call.observed.on_step(self._summary(request, refusal, len(data), len(reply)))
+            _tell(self._call.observed, self._summary(request, refusal, len(data), len(reply)))
         return reply
 
-    def _admit(self, request: steps.Request, now: float) -> None:
-        if self._attachment or not _takes_up(request):
+    async def _admitted(self, request: steps.Request, now: float) -> Outgoing:
+        is_first, self._has_spoken = not self._has_spoken, True
+        if not (is_first and _takes_up(request)):
             self._meter.admit(now)
-        else:
-            # Its client left another stream behind a refusal: it would spend on this what it has waited for.
-            self._meter.release()
+            return await self._do(request)
+        # Its client left another stream behind a refusal: it would spend on this what it has waited for. One that is
+        # refused is counted as every other.
+        reply = await self._do(request)
+        self._meter.release()
+        return reply
 
     async def _do(self, request: steps.Request) -> Outgoing:
         match request.action:
@@ -261,7 +265,9 @@ class Conversation:
             if self._due_s is not None:
                 return await in_time(served.host.run_step(ledger.session_id, action), self._due_s)
             return await served.host.run_step(ledger.session_id, action)
-        except CommError:
+        except CommError as error:
+            if served.is_stateful and isinstance(error, ServerUnavailableError):
+                await self._fail(ledger, "what served it is gone")
             raise
         except Exception:
             if served.is_stateful:
@@ -297,6 +303,13 @@ class Conversation:
             bytes_received=pending_bytes + bytes_received,
             bytes_sent=bytes_sent,
         )
+
+
+def _tell(observed: ObservedCall, summary: StepSummary) -> None:
+    try:
+        observed.on_step(summary)
+    except Exception:
+        logger.exception("an observer failed")
 
 
 def _takes_up(request: steps.Request) -> bool:

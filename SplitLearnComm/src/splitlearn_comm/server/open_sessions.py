@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
+from collections.abc import AsyncIterator, Callable
 
+from splitlearn_comm.errors import SessionNotFoundError
 from splitlearn_comm.logs import ids
 from splitlearn_comm.observer import Observer
 from splitlearn_comm.server.config import GRPCServerConfig
@@ -37,8 +40,9 @@ class OpenSessions:
         )
         self._clock = asyncio.get_running_loop().time
         self._served: dict[str, Served] = {}
-        self._opening: set[str] = set()
+        self._at_host: set[str] = set()
         self._waiting: dict[str, asyncio.Event] = {}
+        self._closing: set[asyncio.Task[None]] = set()
 
     def __len__(self) -> int:
         return len(self._table)
@@ -70,20 +74,22 @@ class OpenSessions:
         """
         # The table first: it refuses a name that is taken, and nobody becomes the owner of another's session.
         attachment = self._table.open(session_id, self._clock())
-        self._opening.add(session_id)
         try:
-            self._served[session_id] = served = self._services.lease(fingerprint)
             account.open_session(session_id, self._table.has)
-            await served.host.open_session(session_id, account.name)
+            served = await self._open_at_host(session_id, account.name, fingerprint)
         except BaseException:
-            self._table.close(session_id, "it could not be opened")
-            self._release(session_id)
+            if self._table.attachment(session_id) == attachment:
+                self._table.close(session_id, "it could not be opened")
             raise
         finally:
-            self._opening.discard(session_id)
             self.wake(session_id)
+        if self._table.attachment(session_id) != attachment:
+            await self._close_at_host(session_id, served)
+            raise SessionNotFoundError(f"session {session_id} was closed while it was opened; open another")
+        self._served[session_id] = served
+        self.wake(session_id)
         self._statistics.sessions_opened += 1
-        self._observer.on_session_opened()
+        self._tell(self._observer.on_session_opened)
         return attachment
 
     def attachment(self, session_id: str) -> int | None:
@@ -98,8 +104,8 @@ class OpenSessions:
     async def settled(self, session_id: str, fingerprint: str) -> Ledger:
         """The ledger of a session, once nothing of it runs any more; raises if it is gone by then, or another's."""
         # A step that came over the old stream may still be running, or the host may still make room.
-        while self._table.ledger(session_id).is_running or session_id in self._opening:
-            await self._waiting.setdefault(session_id, asyncio.Event()).wait()
+        while self._table.ledger(session_id).is_running or session_id not in self._served:
+            await self._woken(session_id)
         ledger = self._table.ledger(session_id)
         self._served[session_id].validator.check_fingerprint(fingerprint)
         return ledger
@@ -122,35 +128,69 @@ class OpenSessions:
             reason: In a sentence, for a client that asks for it later.
         """
         if self._table.close(session_id, reason):
-            self._observer.on_session_closed(how)
-            await self._close_at_host(session_id)
+            await self._ended(session_id, how)
 
-    async def expire(self) -> None:
-        """Close the sessions whose time is over."""
+    def expire(self) -> None:
+        """Close the sessions whose time is over; the hosts free them in their own time."""
         for session_id in self._table.expire(self._clock()):
             self._statistics.sessions_expired += 1
-            self._observer.on_session_closed("expired")
             logger.info("session %s expired", session_id, extra=ids(session=session_id))
-            await self._close_at_host(session_id)
+            task = asyncio.create_task(self._ended(session_id, "expired"))
+            self._closing.add(task)
+            task.add_done_callback(self._closing.discard)
 
     async def end_all(self) -> None:
         """Close every session: the server stops."""
         for session_id in self._table.close_all():
-            self._observer.on_session_closed("stopped")
-            await self._close_at_host(session_id)
+            await self._ended(session_id, "stopped")
+        if self._closing:
+            await asyncio.wait(self._closing)
 
-    async def _close_at_host(self, session_id: str) -> None:
-        served = self._served.get(session_id)
-        if served is None:
-            return  # it was being opened, and is let go there
+    async def _ended(self, session_id: str, how: str) -> None:
+        # In the same breath as the table: what is opened under this name from here on is another session.
+        served = self._served.pop(session_id, None)
+        self.wake(session_id)
+        self._tell(self._observer.on_session_closed, how)
+        if served is not None:
+            await self._close_at_host(session_id, served)
+
+    async def _open_at_host(self, session_id: str, client: str, fingerprint: str) -> Served:
+        async with self._alone_at_host(session_id):
+            served = self._services.lease(fingerprint)
+            try:
+                await served.host.open_session(session_id, client)
+            except BaseException:
+                served.release()
+                raise
+            return served
+
+    async def _close_at_host(self, session_id: str, served: Served) -> None:
         try:
-            await served.host.close_session(session_id)
+            async with self._alone_at_host(session_id):
+                await served.host.close_session(session_id)
         except Exception as error:
             told = told_without_contents(error)
             logger.error("the host failed to close session %s\n%s", session_id, told, extra=ids(session=session_id))
         finally:
-            self._release(session_id)
-
-    def _release(self, session_id: str) -> None:
-        if served := self._served.pop(session_id, None):
             served.release()
+
+    @contextlib.asynccontextmanager
+    async def _alone_at_host(self, session_id: str) -> AsyncIterator[None]:
+        """One at a time opens or closes what the host knows by this name."""
+        while session_id in self._at_host:
+            await self._woken(session_id)
+        self._at_host.add(session_id)
+        try:
+            yield
+        finally:
+            self._at_host.discard(session_id)
+            self.wake(session_id)
+
+    async def _woken(self, session_id: str) -> None:
+        await self._waiting.setdefault(session_id, asyncio.Event()).wait()
+
+    def _tell(self, tell: Callable[..., None], *what: str) -> None:
+        try:
+            tell(*what)
+        except Exception:
+            logger.exception("an observer failed")

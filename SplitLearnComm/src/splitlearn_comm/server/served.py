@@ -50,11 +50,12 @@ class Services:
             FingerprintMismatchError: It has another fingerprint.
         """
         named = CALLER.get().wanted
-        served = Served(self._directory.lease(replace(named, fingerprint=fingerprint)), self._config)
+        lease = self._directory.lease(replace(named, fingerprint=fingerprint))
         try:
+            served = Served(lease, self._config)
             served.validator.check_fingerprint(fingerprint)
         except BaseException:
-            served.release()
+            lease.release()
             raise
         return served
 

@@ -99,8 +99,11 @@ class SessionService:
         shortest = min(self._config.idle_session_timeout_s, self._config.detached_session_timeout_s)
         while True:
             await asyncio.sleep(min(1.0, shortest / 4))
-            await self._sessions.expire()
-            self._end_revoked()
+            try:
+                self._end_revoked()
+                self._sessions.expire()
+            except Exception:
+                logger.exception("looking after the sessions failed; it goes on")
 
     def _end_revoked(self) -> None:
         for task, stream in self._streams.items():
@@ -128,9 +131,9 @@ class SessionService:
         """Wait until the clients that can have taken their sessions elsewhere; after the timeout end them too."""
         end_s = self._clock() + timeout_s
         handover = Handover(self._config.drain_idle_timeout_s)
-        while self._hand_over(handover) and (left_s := end_s - self._clock()) > 0:
-            # Time decides, and clients that come and go: there is nothing to wait on but the next look.
-            await asyncio.wait([asyncio.ensure_future(asyncio.sleep(LOOK_S))], timeout=left_s)
+        # Time decides, and clients that come and go: there is nothing to wait on but the next look.
+        while self._hand_over(handover) and (left_s := end_s - self._clock()) > 0:  # noqa: ASYNC110
+            await asyncio.sleep(min(LOOK_S, left_s))
         for stream in self._streams.values():
             stream.conversation.can_move = False
         self._end_idle()
