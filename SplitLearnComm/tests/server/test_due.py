@@ -11,8 +11,8 @@ import torch
 from splitlearn_comm import DeadlineExceededError, GRPCComputeClient, GRPCComputeServer
 from splitlearn_comm.framing import steps
 from splitlearn_comm.messages import Forward
-from splitlearn_comm.protocol import SESSION
-from splitlearn_comm.testing import Gated, eventually
+from splitlearn_comm.protocol import COMPUTE, SESSION
+from splitlearn_comm.testing import Gated, RecordingObserver, eventually
 
 TOKEN = torch.ones(1, 1, 4)
 
@@ -43,9 +43,9 @@ def asker(channel: grpc.Channel) -> Callable[[bytes], steps.Answer]:
 
 
 def test_it_is_refused_and_the_session_is_as_before() -> None:
-    function = CountingGate()
+    function, observer = CountingGate(), RecordingObserver()
     with (
-        GRPCComputeServer(function, port=0) as server,
+        GRPCComputeServer(function, port=0, observer=observer) as server,
         GRPCComputeClient(server.address) as client,
         grpc.insecure_channel(server.address) as channel,
         ThreadPoolExecutor(2) as pool,
