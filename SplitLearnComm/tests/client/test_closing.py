@@ -1,14 +1,22 @@
 """A client or a session that is closed while another thread or task waits for it says so, in words of its own."""
 
 import asyncio
+import time
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
 import pytest
 import torch
 
-from splitlearn_comm import AsyncComputeClient, ClientClosedError, GRPCComputeClient, GRPCComputeServer
+from splitlearn_comm import (
+    AsyncComputeClient,
+    ClientClosedError,
+    GRPCComputeClient,
+    GRPCComputeServer,
+    ResourceExhaustedError,
+)
 from splitlearn_comm.client import FixedDelay
+from splitlearn_comm.messages import Action
 from splitlearn_comm.testing import Gated, RunningSumHost, ServerProcess, eventually
 
 TOKEN = torch.ones(1, 1, 4)
@@ -74,6 +82,46 @@ def test_while_a_thread_waits_for_a_server_to_come_back(closed: str) -> None:
         eventually(lambda: client.statistics().retries > 2)
         {"client": client, "session": session}[closed].close()
         assert [type(call.exception()) for call in waiting] == [ClientClosedError] * len(waiting)
+
+
+class Busy(RunningSumHost):
+    """Has no room for any step, and says when to come back."""
+
+    async def run_step(self, session_id: str, action: Action) -> torch.Tensor | None:
+        raise ResourceExhaustedError("no room in the caches", retry_after_s=60.0)
+
+
+@wants
+def test_while_a_thread_waits_as_long_as_the_server_said(closed: str) -> None:
+    with (
+        GRPCComputeServer(Busy(), port=0) as server,
+        GRPCComputeClient(server.address) as client,
+        ThreadPoolExecutor(1) as pool,
+    ):
+        session = client.session()
+        step = pool.submit(session.step, TOKEN)
+        eventually(lambda: server.statistics().refusals > 0)
+        began_s = time.monotonic()
+        {"client": client, "session": session}[closed].close()
+        assert isinstance(step.exception(), ClientClosedError)
+        assert time.monotonic() - began_s < 20.0
+
+
+@wants
+def test_while_a_task_waits_as_long_as_the_server_said(closed: str) -> None:
+    async def main(server: GRPCComputeServer) -> None:
+        async with AsyncComputeClient(server.address) as client:
+            session = client.session()
+            step = asyncio.create_task(session.step(TOKEN))
+            await asyncio.to_thread(eventually, lambda: server.statistics().refusals > 0)
+            began_s = time.monotonic()
+            await {"client": client, "session": session}[closed].close()
+            with pytest.raises(ClientClosedError):
+                await step
+            assert time.monotonic() - began_s < 20.0
+
+    with GRPCComputeServer(Busy(), port=0) as server:
+        asyncio.run(main(server))
 
 
 def test_a_closed_client_says_that_it_is_closed() -> None:

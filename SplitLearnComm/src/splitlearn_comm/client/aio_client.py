@@ -18,7 +18,7 @@ import splitlearn_comm.protocol as protocol
 from splitlearn_comm.client.aio_session import AsyncClientSession
 from splitlearn_comm.client.aio_stream import AsyncStream
 from splitlearn_comm.client.chooser import CodecChooser, Question, Reply
-from splitlearn_comm.client.closing import closed_here, is_cancelled_by_its_owner
+from splitlearn_comm.client.closing import AsyncClosing, closed_here, is_cancelled_by_its_owner
 from splitlearn_comm.client.course import Pause, SessionCourse
 from splitlearn_comm.client.cursor import SessionCursor
 from splitlearn_comm.client.deadline import Deadline
@@ -56,7 +56,7 @@ class AsyncComputeClient:
         }
         self._statistics = ClientStatistics()
         self._info: ServiceInfo | None = None
-        self._is_closed = False
+        self._closing = AsyncClosing()
         self._chooser = CodecChooser(self._settings.auto or AutoCodec())
         self._choosing = asyncio.Lock()
 
@@ -122,7 +122,7 @@ class AsyncComputeClient:
         cursor = SessionCursor(self._settings, expected_fingerprint)
         course = SessionCourse(cursor, self._book, self._statistics)
         connect = partial(self._open_stream, cursor)
-        return AsyncClientSession(connect, self._choose_codec, self._settings, cursor, course)
+        return AsyncClientSession(connect, self._choose_codec, self._closing, self._settings, cursor, course)
 
     async def get_info(self) -> ServiceInfo:
         """What is served; asked once."""
@@ -173,7 +173,7 @@ class AsyncComputeClient:
     async def close(self) -> None:
         """End all sessions and the connection. May be called twice, and while other tasks use the client: what they
         wait for ends with `ClientClosedError`."""
-        self._is_closed = True
+        self._closing.close()
         for channel in self._channels.values():
             await channel.close(None)
 
@@ -244,7 +244,7 @@ class AsyncComputeClient:
                 call.cancel()
 
     def _check_open(self) -> None:
-        if self._is_closed:
+        if self._closing.is_closed:
             raise closed_here()
 
     async def _choose_codec(self, address: str, deadline: Deadline) -> CodecChoice:

@@ -12,7 +12,7 @@ from typing import Self
 import torch
 
 from splitlearn_comm.client.aio_stream import AsyncStream
-from splitlearn_comm.client.closing import closed_here
+from splitlearn_comm.client.closing import AsyncClosing, closed_here
 from splitlearn_comm.client.course import (
     Choose,
     Connect,
@@ -49,12 +49,14 @@ class AsyncClientSession:
         self,
         connect: Callable[[str], AsyncStream],
         choose: Callable[[str, Deadline], Awaitable[CodecChoice]],
+        closing: AsyncClosing,
         settings: ClientSettings,
         cursor: SessionCursor,
         course: SessionCourse,
     ) -> None:
         self._connect = connect
         self._choose = choose
+        self._closing = closing
         self._course = course
         self._settings = settings
         self._cursor = cursor
@@ -124,6 +126,7 @@ class AsyncClientSession:
         # Behind a step that another waits for, its answer would be taken for the answer to this.
         is_polite = stream is not None and not self._cursor.is_over and not self._is_in_use
         self._cursor.end()
+        self._closing.wake()
         if stream is None:
             return
         try:
@@ -220,10 +223,13 @@ class AsyncClientSession:
                 self._settle()
             case Wait(seconds):
                 self._drop_stream()
-                await asyncio.sleep(seconds)
+                await self._pause(seconds)
             case Pause(seconds):
-                await asyncio.sleep(seconds)
+                await self._pause(seconds)
         return None
+
+    async def _pause(self, seconds: float) -> None:
+        await self._closing.pause(seconds, lambda: self._cursor.is_over)
 
     def _settle(self) -> None:
         stream, self._put_aside = self._put_aside, None

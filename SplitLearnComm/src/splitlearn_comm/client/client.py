@@ -15,7 +15,7 @@ import torch
 
 import splitlearn_comm.protocol as protocol
 from splitlearn_comm.client.chooser import CodecChooser, Question, Reply
-from splitlearn_comm.client.closing import closed_here
+from splitlearn_comm.client.closing import Closing, closed_here
 from splitlearn_comm.client.course import Pause, SessionCourse
 from splitlearn_comm.client.cursor import SessionCursor
 from splitlearn_comm.client.deadline import Deadline
@@ -60,6 +60,7 @@ class GRPCComputeClient:
             for address in addresses
         }
         self._watch = DeadlineWatch()
+        self._closing = Closing()
         self._methods: dict[tuple[str, str], Any] = {
             (address, path): channel.unary_unary(path, None, None)
             for address, channel in self._channels.items()
@@ -153,7 +154,7 @@ class GRPCComputeClient:
         cursor = SessionCursor(self._settings, expected_fingerprint)
         course = SessionCourse(cursor, self._book, self._statistics)
         connect = partial(self._open_stream, cursor)
-        return ClientSession(connect, self._choose_codec, self._settings, cursor, course)
+        return ClientSession(connect, self._choose_codec, self._closing, self._settings, cursor, course)
 
     def get_info(self) -> ServiceInfo:
         """What is served; asked once."""
@@ -215,6 +216,7 @@ class GRPCComputeClient:
         """End all sessions and the connection. May be called twice, and while other threads use the client: what they
         wait for ends with `ClientClosedError`."""
         self._watch.close()
+        self._closing.close()
         for channel in self._channels.values():
             channel.close()
 

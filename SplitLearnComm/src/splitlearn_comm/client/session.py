@@ -5,14 +5,13 @@ from __future__ import annotations
 import contextlib
 import logging
 import threading
-import time
 from collections.abc import Callable, Sequence
 from types import TracebackType
 from typing import Self
 
 import torch
 
-from splitlearn_comm.client.closing import closed_here
+from splitlearn_comm.client.closing import Closing, closed_here
 from splitlearn_comm.client.course import (
     Choose,
     Connect,
@@ -53,12 +52,14 @@ class ClientSession:
         self,
         connect: Callable[[str], SyncStream],
         choose: Callable[[str, Deadline], CodecChoice],
+        closing: Closing,
         settings: ClientSettings,
         cursor: SessionCursor,
         course: SessionCourse,
     ) -> None:
         self._connect = connect
         self._choose = choose
+        self._closing = closing
         self._course = course
         self._settings = settings
         self._cursor = cursor
@@ -139,6 +140,7 @@ class ClientSession:
         # Behind a step that another waits for, its answer would be taken for the answer to this.
         is_polite = stream is not None and not self._cursor.is_over and not self._in_use.locked()
         self._cursor.end()
+        self._closing.wake()
         if stream is None:
             return
         try:
@@ -235,10 +237,13 @@ class ClientSession:
                 self._settle()
             case Wait(seconds):
                 self._drop_stream()
-                time.sleep(seconds)
+                self._pause(seconds)
             case Pause(seconds):
-                time.sleep(seconds)
+                self._pause(seconds)
         return None
+
+    def _pause(self, seconds: float) -> None:
+        self._closing.pause(seconds, lambda: self._cursor.is_over)
 
     def _settle(self) -> None:
         stream, self._put_aside = self._put_aside, None
