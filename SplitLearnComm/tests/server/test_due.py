@@ -61,6 +61,8 @@ def test_it_is_refused_and_the_session_is_as_before() -> None:
         eventually(lambda: server.statistics().bytes_received > received)
         with pytest.raises(DeadlineExceededError):
             client.compute(TOKEN, timeout_s=0.2)
+        # The server hears a moment later that nobody waits.
+        eventually(lambda: any(call.method == COMPUTE and call.summary for call in observer.calls))
         function.gate.set()
         assert torch.equal(first.result(), TOKEN)
         refusal = late.result().error
