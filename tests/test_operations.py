@@ -23,6 +23,7 @@ from splitlearn_comm.testing import eventually
 from splitlearn_manager import ManagedServer, ServerConfig
 from splitlearn_manager.observability import check_metrics_binding
 from tests.support.models import save_gpt2
+from tests.support.page_runs import run_page
 
 ROOT = Path(__file__).resolve().parents[1]
 OPS = ROOT / "ops"
@@ -174,6 +175,11 @@ def test_a_prometheus_scrapes_a_server(prometheus: str) -> None:
     (tokens,) = ask(prometheus, "splitlearn_tokens_total")
     assert (tokens["value"][1], tokens["metric"]["model"]) == ("6", "tiny")
     assert ask(prometheus, 'ALERTS{alertstate="firing"}') == []
+
+
+@pytest.mark.slow
+def test_the_code_of_the_page_runs_as_written(tmp_path: Path) -> None:
+    assert run_page(PAGE, tmp_path) == "0.0\n"
 
 
 def test_images_are_pinned() -> None:

@@ -1,10 +1,12 @@
 """The stream of a server's figures, as both kinds of client get it."""
 
 import asyncio
+import hashlib
 import itertools
 import threading
 from collections.abc import Iterator
 from contextlib import closing
+from pathlib import Path
 
 import pytest
 
@@ -19,6 +21,7 @@ from splitlearn_comm import (
     Sample,
     ServerUnavailableError,
     StatisticsReading,
+    TokenFile,
     UnsupportedOperationError,
 )
 from splitlearn_comm.testing import RunningSumHost
@@ -125,3 +128,21 @@ def test_nobody_watches_without_a_token(source: Source) -> None:
             next(client.watch_statistics())
         with GRPCComputeClient(server.address, token="a" * 32) as client:
             assert next(client.watch_statistics()).samples
+
+
+def test_the_stream_of_a_token_that_was_taken_out_ends(source: Source, tmp_path: Path) -> None:
+    token, file = "a" * 32, tmp_path / "tokens"
+    digest = hashlib.sha256(token.encode()).hexdigest()
+    file.write_text(f"alice:sha256:{digest}\n")
+    file.chmod(0o600)
+    config = GRPCServerConfig(tokens=TokenFile(file))
+    with (
+        GRPCComputeServer(RunningSumHost(), port=0, samples=source, config=config) as server,
+        GRPCComputeClient(server.address, token=token) as client,
+    ):
+        readings = client.watch_statistics(1)
+        next(readings)
+        file.write_text(f"bob:sha256:{digest[::-1]}\n")
+        with pytest.raises(AuthenticationError):
+            for _ in itertools.islice(readings, 20):
+                pass

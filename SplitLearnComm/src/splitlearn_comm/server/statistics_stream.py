@@ -14,6 +14,7 @@ from splitlearn_comm.framing.statistics import decode_watch, encode_statistics
 from splitlearn_comm.samples import SampleSource
 from splitlearn_comm.server.faults import abort, as_comm_error
 from splitlearn_comm.server.security.caller import CALLER
+from splitlearn_comm.server.security.identity import REVOKED
 
 Context = grpc.aio.ServicerContext[Any, Any]
 
@@ -58,4 +59,4 @@ def _check_is_known() -> None:
     """Refuse a client whose token was taken away since the stream began."""
     acquaintance = CALLER.get().acquaintance
     if acquaintance is not None and acquaintance.is_over():
-        raise AuthenticationError("the token of this client is no longer known here")
+        raise AuthenticationError(REVOKED)
