@@ -20,7 +20,7 @@ from tests.support.models import save_gpt2
 from tests.support.programs import run_program, serving_program
 from tests.support.trunk_process import TrunkProcess
 
-COMMANDS = {"demo", "serve", "generate", "support"}
+COMMANDS = {"demo", "serve", "status", "load", "unload", "drain", "generate", "support"}
 SPLITLEARN = ["-m", "splitlearn"]
 WITHOUT_COMM = "import sys; sys.modules['splitlearn_comm'] = None; from splitlearn.cli import main; main()"
 

@@ -1,6 +1,7 @@
 """What can go wrong at a server, beside what its model (`splitlearn_core`) and its wire (`splitlearn_comm`) raise.
 
 ManagerError
+├── ConfigurationError   (ValueError)    a configuration that cannot be read, or says what cannot be
 ├── DeviceNotFoundError  (ValueError)    a device that is not there
 ├── ModelNotFoundError   (LookupError)   no model of this name, or not this version of it
 ├── ModelStateError                      a command that does not fit what the model is doing
@@ -24,6 +25,10 @@ class ManagerError(Exception):
     def code(self) -> grpc.StatusCode:
         """The gRPC status code this kind of error travels under."""
         return next((CODES[cls] for cls in type(self).__mro__ if cls in CODES), grpc.StatusCode.INTERNAL)
+
+
+class ConfigurationError(ManagerError, ValueError):
+    """A configuration that cannot be read, has a key that there is not, or says what cannot be."""
 
 
 class DeviceNotFoundError(ManagerError, ValueError):
@@ -71,6 +76,7 @@ class ModelFaultError(ManagerError):
 
 
 CODES: dict[type[ManagerError], grpc.StatusCode] = {
+    ConfigurationError: grpc.StatusCode.INVALID_ARGUMENT,
     DeviceNotFoundError: grpc.StatusCode.INVALID_ARGUMENT,
     ModelNotFoundError: grpc.StatusCode.NOT_FOUND,
     ModelStateError: grpc.StatusCode.FAILED_PRECONDITION,

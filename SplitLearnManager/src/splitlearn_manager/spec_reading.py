@@ -1,5 +1,6 @@
 """A model to host, as people write it: the keys of a table in a file, or the parameters of a call. Pure."""
 
+import re
 from collections.abc import Mapping
 from dataclasses import fields
 from pathlib import PurePath
@@ -48,8 +49,8 @@ def read_spec(values: Mapping[str, object]) -> ModelSpec:
 
 
 def name_of(model: str) -> str:
-    """Return what clients call a model when nobody said: the last part of its hub id or directory."""
-    return PurePath(model).name
+    """Return what clients call a model when nobody said: the last part of its hub id or directory, made a name."""
+    return re.sub(r"[^A-Za-z0-9._-]", "-", PurePath(model).name).lstrip("._-")[:128] or "model"
 
 
 def read_split_points(value: object) -> tuple[int, int]:

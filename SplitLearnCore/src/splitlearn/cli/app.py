@@ -6,6 +6,7 @@ import typer
 from rich.console import Console
 from rich.markup import escape
 
+from splitlearn.cli.control import drain, load, status, unload
 from splitlearn.cli.demo import demo
 from splitlearn.cli.generate import generate
 from splitlearn.cli.serve import serve
@@ -17,7 +18,7 @@ app = typer.Typer(
     add_completion=False,
     pretty_exceptions_enable=False,
 )
-for command in (demo, serve, generate, support):
+for command in (demo, serve, status, load, unload, drain, generate, support):
     app.command()(command)
 
 ERROR_TREES = {

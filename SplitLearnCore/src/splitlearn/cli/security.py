@@ -55,45 +55,40 @@ TrustedCA = Annotated[
 ]
 
 
-def server_config(
-    host: str,
-    *,
-    certificate: Path | None,
-    key: Path | None,
-    client_ca: Path | None,
-    token_file: Path | None,
-    allow_insecure: bool,
-    metrics_port: int | None = None,
-) -> "ServerConfig":
-    """Put the options of `splitlearn serve` together, and check them before a model is loaded.
+def door_tree(
+    *, certificate: Path | None, key: Path | None, client_ca: Path | None, token_file: Path | None, allow_insecure: bool
+) -> dict[str, Any]:
+    """Put these options of `splitlearn serve` together, as the table `server` of a configuration.
 
     Raises:
-        OptionError: they do not go together, or a file is of no use.
+        OptionError: they do not go together.
     """
-    from splitlearn_comm.server import ServerTLS, TokenFile
-    from splitlearn_manager.config import ServerConfig
-    from splitlearn_manager.listening import comm_config
-
     if (certificate is None) != (key is None) or (client_ca and not certificate):
         raise OptionError("--tls-certificate and --tls-key go together, and --tls-client-ca only with them")
-    tls = ServerTLS(certificate=certificate, key=key, client_ca=client_ca) if certificate and key else None
-    tokens = TokenFile(token_file) if token_file else None
-    config = ServerConfig(tls=tls, tokens=tokens, allow_insecure=allow_insecure, metrics_port=metrics_port)
-    _check(host, comm_config(config))
-    return config
+    files = {"certificate": certificate, "key": key, "client_ca": client_ca}
+    tree: dict[str, Any] = {"tls": {name: str(path) for name, path in files.items() if path}} if certificate else {}
+    tree |= {"tokens": str(token_file)} if token_file else {}
+    return tree | ({"allow_insecure": True} if allow_insecure else {})
 
 
-def _check(host: str, config: Any) -> None:
+def check_door(host: str, config: "ServerConfig") -> None:
+    """Find out before a model is loaded whether certificates and tokens are of use and the server may listen there.
+
+    Raises:
+        OptionError: no.
+    """
     from splitlearn_comm.server import check_binding
+    from splitlearn_manager.listening import comm_config
 
+    wire = comm_config(config)
     try:
-        config.check_files()
+        wire.check_files()
     except (OSError, ValueError) as error:
         raise OptionError(
             f"a file of --tls-certificate, --tls-key, --tls-client-ca or --token-file: {error}"
         ) from error
     try:
-        check_binding(host, config)
+        check_binding(host, wire)
     except ValueError as error:
         raise OptionError(
             f"--host {host} can be reached from other machines: give --tls-certificate and --tls-key, and --token-file "

@@ -1,28 +1,45 @@
-"""`splitlearn serve`: host a trunk."""
+"""`splitlearn serve`: host trunks."""
 
-from typing import Annotated
+import os
+from pathlib import Path
+from typing import Annotated, Any
 
 import typer
 
-from splitlearn.cli.options import (
-    Device,
-    DtypeName,
-    Model,
-    Revision,
-    SplitAt,
-    blamed_on,
-    parse_dtype,
-    parse_split_points,
-)
+from splitlearn.cli.options import Device, DtypeName, Revision, SplitAt, blamed_on, parse_dtype, parse_split_points
 from splitlearn.cli.quiet import set_up_logging
-from splitlearn.cli.security import AllowInsecure, Certificate, ClientCA, Key, TokenPath, server_config
-from splitlearn.errors import needing
+from splitlearn.cli.security import AllowInsecure, Certificate, ClientCA, Key, TokenPath, check_door, door_tree
+from splitlearn.errors import OptionError, needing
 
 
 def serve(
-    model: Model = "builtin",
-    port: Annotated[int, typer.Option(min=0, max=65535, help="TCP port; 0 picks a free one.")] = 50051,
-    host: Annotated[str, typer.Option(help="Address to listen at, or unix:/path.")] = "127.0.0.1",
+    models: Annotated[
+        list[str] | None,
+        typer.Argument(
+            metavar="[[NAME=]MODEL]…",
+            help="Hub id, local directory, or 'builtin'; clients ask by NAME (the last part). Default: builtin.",
+            show_default=False,
+        ),
+    ] = None,
+    config: Annotated[
+        Path | None,
+        typer.Option(
+            envvar="SPLITLEARN_CONFIG", help="TOML file with a configuration; options go before it. Default: none."
+        ),
+    ] = None,
+    managed: Annotated[
+        bool | None,
+        typer.Option(
+            "--managed/--in-process",
+            help="Each model in a process of its own; models may be loaded and unloaded while it serves. Default: "
+            "managed with several models, else the one in this process.",
+            show_default=False,
+        ),
+    ] = None,
+    port: Annotated[
+        int | None, typer.Option(min=0, max=65535, help="TCP port; 0 picks a free one. Default: 50051.")
+    ] = None,
+    host: Annotated[str | None, typer.Option(help="Address to listen at, or unix:/path. Default: 127.0.0.1.")] = None,
     split_points: SplitAt = None,
     device: Device = None,
     dtype: DtypeName = None,
@@ -34,6 +51,14 @@ def serve(
     tls_key: Key = None,
     tls_client_ca: ClientCA = None,
     token_file: TokenPath = None,
+    operator: Annotated[
+        list[str] | None,
+        typer.Option(
+            help="Name of a token that may load, unload and drain; may be given several times. Default: with tokens "
+            "nobody, without whoever is on this machine.",
+            show_default=False,
+        ),
+    ] = None,
     allow_insecure: AllowInsecure = False,
     metrics_port: Annotated[
         int | None,
@@ -43,37 +68,43 @@ def serve(
             help="Port of /metrics for Prometheus, on this machine; 0 picks a free one. Default: none.",
         ),
     ] = None,
-    log_level: Annotated[str, typer.Option(help="debug, info, warning or error.")] = "info",
+    log_level: Annotated[str | None, typer.Option(help="debug, info, warning or error. Default: info.")] = None,
 ) -> None:
-    """Host the Trunk of a model until SIGINT or SIGTERM."""
-    set_up_logging(log_level)
+    """Host the Trunks of models until SIGINT or SIGTERM, or until an operator drains the server."""
+    if log_level is not None:
+        set_up_logging(log_level)
+    parse_split_points(split_points), parse_dtype(dtype)
     with needing(
         "serving needs SplitLearnManager: pip install splitlearn-core[server] splitlearn-comm[server] "
         "splitlearn-manager[server]"
     ):
-        from splitlearn_manager import ManagedServer
-    config = server_config(
-        host,
+        from splitlearn_manager.serving import make_server
+        from splitlearn_manager.settings import read_environment, read_file, settings_from
+    of_one = {
+        "split_points": split_points,
+        "device": device,
+        "dtype": dtype,
+        "attn_implementation": attn_implementation,
+        "revision": revision,
+    }
+    door = door_tree(
         certificate=tls_certificate,
         key=tls_key,
         client_ca=tls_client_ca,
         token_file=token_file,
         allow_insecure=allow_insecure,
-        metrics_port=metrics_port,
     )
-    points, chosen_dtype = parse_split_points(split_points), parse_dtype(dtype)
+    server_table = door | given(operators=operator or None, metrics_port=metrics_port)
+    flags = given(port=port, host=host, managed=managed, log_level=log_level, server=server_table or None)
+    before = [(str(config), read_file(config))] if config else []
+    before.append(("the environment", read_environment(os.environ)))
+    has_models = any("models" in tree for _, tree in before)
+    flags |= given(models=model_tables(models or [], given(**of_one), has_models))
+    settings = settings_from(*before, ("the command line", flags))
+    set_up_logging(settings.log_level)
+    check_door(settings.host, settings.server)
     with blamed_on("--attn-implementation", attn_implementation):
-        server = ManagedServer(
-            model,
-            port=port,
-            host=host,
-            split_points=points,
-            device=device,
-            dtype=chosen_dtype,
-            attn_implementation=attn_implementation,
-            revision=revision,
-            config=config,
-        )
+        server = make_server(settings)
 
     def tell() -> None:
         # A program that starts this one waits for this line.
@@ -82,3 +113,31 @@ def serve(
             print(f"metrics at {server.metrics_url}", flush=True)
 
     server.start(on_ready=tell)
+
+
+def given(**values: Any) -> dict[str, Any]:
+    """Return those that were given."""
+    return {key: value for key, value in values.items() if value is not None}
+
+
+def model_tables(models: list[str], of_one: dict[str, Any], has_models: bool) -> list[dict[str, Any]] | None:
+    """Return the tables of the models on the command line; None where it says nothing of models.
+
+    Args:
+        models: each `MODEL` or `NAME=MODEL`.
+        of_one: options that are about one model.
+        has_models: whether a file or the environment names models.
+
+    Raises:
+        OptionError: there are such options, and not one model here.
+    """
+    from splitlearn_manager.settings import read_models
+
+    if of_one and (len(models) > 1 or (has_models and not models)):
+        options = ", ".join("--" + key.replace("_", "-") for key in of_one)
+        raise OptionError(
+            f"{options}: about one model, and there are several or they are named elsewhere; say it there"
+        )
+    if not models:
+        return [{"model": "builtin", **of_one}] if of_one else None
+    return [{**table, **of_one} for table in read_models(models)]
