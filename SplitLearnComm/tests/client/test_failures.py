@@ -1,5 +1,7 @@
 """Which failures of gRPC's own are tried again: one table."""
 
+import math
+
 import grpc
 import pytest
 
@@ -11,13 +13,15 @@ from splitlearn_comm.errors import (
     ResourceExhaustedError,
     ServerUnavailableError,
 )
+from splitlearn_comm.framing.service import decode_error, encode_error
+from splitlearn_comm.protocol import KIND_METADATA, PUSHBACK_METADATA
 
 
 class Failed(grpc.RpcError):
     """A call that ended with a code, as gRPC raises it."""
 
-    def __init__(self, code: grpc.StatusCode) -> None:
-        self._code = code
+    def __init__(self, code: grpc.StatusCode, metadata: tuple[tuple[str, str], ...] = ()) -> None:
+        self._code, self._metadata = code, metadata
 
     def code(self) -> grpc.StatusCode:
         return self._code
@@ -26,7 +30,7 @@ class Failed(grpc.RpcError):
         return "it ended"
 
     def trailing_metadata(self) -> tuple[tuple[str, str], ...]:
-        return ()
+        return self._metadata
 
 
 @pytest.mark.parametrize("code", [code for code in grpc.StatusCode if code is not grpc.StatusCode.OK])
@@ -52,6 +56,36 @@ def test_a_refusal_is_tried_again_only_where_the_server_said_when() -> None:
     assert [code for code, rule in RETRY_RULES.items() if rule.is_retried_if_told_when] == [
         grpc.StatusCode.RESOURCE_EXHAUSTED
     ]
+
+
+@pytest.mark.parametrize(
+    ("said", "retry_after_s"),
+    [
+        ("250", 0.25),
+        ("0", None),
+        ("-1000", None),
+        ("nan", None),
+        ("\u00b2", None),
+        ("9" * 5000, None),
+        ("9" * 19, 86400.0),
+    ],
+)
+def test_when_to_ask_again_is_a_time_that_can_be_waited(said: str, retry_after_s: float | None) -> None:
+    metadata = ((KIND_METADATA, "ResourceExhaustedError"), (PUSHBACK_METADATA, said))
+    error = translate(Failed(grpc.StatusCode.RESOURCE_EXHAUSTED, metadata), "localhost:1", 1.0)
+    assert isinstance(error, ResourceExhaustedError)
+    assert error.retry_after_s == retry_after_s
+
+
+@pytest.mark.parametrize(
+    ("said", "retry_after_s"),
+    [(0.25, 0.25), (0.0, None), (-1.0, None), (math.nan, None), (math.inf, None), (1e300, 86400.0)],
+)
+def test_and_so_it_is_inside_a_session(said: float, retry_after_s: float | None) -> None:
+    sent = encode_error(ResourceExhaustedError("busy", retry_after_s=said))
+    error = decode_error(sent)
+    assert isinstance(error, ResourceExhaustedError)
+    assert error.retry_after_s == retry_after_s
 
 
 def test_of_several_replicas_the_one_that_said_when_is_waited_for_and_then_one_that_may_come_back() -> None:

@@ -1,12 +1,13 @@
 """What a client asks of its sessions: codecs, chunks, the breakdown; over a real connection."""
 
 import asyncio
+from dataclasses import fields
 
 import pytest
 import torch
 
 from splitlearn_comm import AsyncComputeClient, GRPCComputeClient, GRPCComputeServer, UnsupportedOperationError
-from splitlearn_comm.client import StepBreakdown
+from splitlearn_comm.client import ClientOptions, ClientSettings, StepBreakdown
 from splitlearn_comm.messages import Codecs
 from splitlearn_comm.testing import Identity
 
@@ -96,6 +97,10 @@ def test_without_the_option_there_is_no_breakdown(sums: str) -> None:
     with GRPCComputeClient(sums) as client, client.session() as session:
         session.step(torch.ones(1, 2, 4))
         assert session.breakdown is None
+
+
+def test_every_setting_beside_the_address_is_an_option_that_a_type_checker_knows() -> None:
+    assert set(ClientOptions.__annotations__) == {item.name for item in fields(ClientSettings)} - {"addresses"}
 
 
 def test_an_unknown_option_is_an_error() -> None:

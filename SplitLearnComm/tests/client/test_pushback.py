@@ -64,6 +64,17 @@ def test_a_client_that_is_too_fast_is_slowed_to_what_it_may_and_gets_all(use: ob
     assert took_s > (NUM_CALLS - FAST.requests_per_s - 1) / FAST.requests_per_s
 
 
+def test_a_crowd_that_was_told_the_same_moment_gets_in_one_after_another() -> None:
+    config = GRPCServerConfig(client_limits=ClientLimits(requests_per_s=20))
+    with (
+        GRPCComputeServer(Identity(), port=0, config=config) as server,
+        GRPCComputeClient(server.address, timeout_s=60) as client,
+        ThreadPoolExecutor(50) as pool,
+    ):
+        answers = list(pool.map(client.compute, [TOKEN] * 50))
+        assert all(torch.equal(answer, TOKEN) for answer in answers)
+
+
 @pytest.mark.parametrize("is_async", [False, True])
 def test_a_session_is_opened_when_there_is_room(is_async: bool) -> None:
     config = GRPCServerConfig(client_limits=ClientLimits(max_sessions=1))

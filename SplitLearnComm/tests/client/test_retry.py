@@ -1,4 +1,5 @@
 import asyncio
+import random
 
 import pytest
 from hypothesis import given
@@ -6,7 +7,7 @@ from hypothesis import strategies as st
 
 from splitlearn_comm.client import ExponentialBackoff, FixedDelay
 from splitlearn_comm.client.deadline import Deadline
-from splitlearn_comm.errors import InvalidRequestError, ServerUnavailableError
+from splitlearn_comm.errors import InvalidRequestError, ResourceExhaustedError, ServerUnavailableError
 
 
 class Flaky:
@@ -66,6 +67,42 @@ def test_no_wait_goes_past_the_deadline() -> None:
     with pytest.raises(ServerUnavailableError):
         FixedDelay(60).execute(flaky, Deadline.after(1))
     assert flaky.calls == 1
+
+
+def busy(told_s: float) -> ResourceExhaustedError:
+    return ResourceExhaustedError("busy", retry_after_s=told_s)
+
+
+def test_those_who_were_told_the_same_come_back_at_different_times() -> None:
+    delays_s = sorted(FixedDelay().delay_after(busy(2.0), 1, Deadline.after(60)) for _ in range(200))
+    assert delays_s[0] >= 2.0
+    assert delays_s[-1] < 4.0
+    assert delays_s[0] < 2.5 < 3.5 < delays_s[-1]
+
+
+def test_a_wait_that_would_only_fit_unspread_is_as_long_as_was_told(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(random, "random", lambda: 0.9)
+    assert FixedDelay().delay_after(busy(20.0), 1, Deadline.after(30)) == 20.0
+    with pytest.raises(ResourceExhaustedError):
+        FixedDelay().delay_after(busy(40.0), 1, Deadline.after(30))
+
+
+def test_being_told_to_wait_is_no_attempt_that_failed() -> None:
+    for run in (
+        lambda f: FixedDelay(0, max_attempts=2).execute(f, Deadline.after(60)),
+        lambda f: asyncio.run(FixedDelay(0, max_attempts=2).execute_async(f.awaited, Deadline.after(60))),
+    ):
+        flaky = Flaky(9, busy(0.001))
+        assert run(flaky) == "answer"
+        assert flaky.calls == 10
+
+
+@pytest.mark.parametrize(("max_attempts", "timeout_s"), [(1, 60.0), (3, None)])
+def test_without_another_attempt_or_a_deadline_it_is_one(max_attempts: int, timeout_s: float | None) -> None:
+    flaky = Flaky(9, busy(0.001))
+    with pytest.raises(ResourceExhaustedError):
+        FixedDelay(0, max_attempts).execute(flaky, timeout_s and Deadline.after(timeout_s))
+    assert flaky.calls == max_attempts
 
 
 @pytest.mark.parametrize(

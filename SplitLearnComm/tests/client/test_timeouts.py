@@ -1,6 +1,8 @@
 """A deadline for each kind of call."""
 
 import asyncio
+import math
+import warnings
 from collections.abc import Callable
 from dataclasses import fields
 
@@ -14,7 +16,7 @@ from splitlearn_comm.framing import steps
 from splitlearn_comm.framing.assembly import Packing
 from splitlearn_comm.framing.chunks import messages_of
 from splitlearn_comm.messages import Action, Crop, Forward
-from splitlearn_comm.testing import DroppingPeer, SlowFunction
+from splitlearn_comm.testing import DroppingPeer, RunningSumHost, SlowFunction
 
 TOKEN = torch.ones(1, 1, 4)
 
@@ -90,6 +92,45 @@ def test_opening_and_asking_have_theirs() -> None:
 def test_no_time_at_all_is_refused(kind: str) -> None:
     with pytest.raises(ValueError, match=rf"timeouts.{kind} must be greater than zero, came 0"):
         Timeouts(**{kind: 0})  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize("timeout_s", [0, -1.0, math.nan])
+def test_a_step_without_time_is_refused_and_the_session_goes_on(timeout_s: float) -> None:
+    async def asynchronous(address: str) -> float:
+        async with AsyncComputeClient(address) as client, client.session() as session:
+            for attempt in (session.step, client.compute):
+                with pytest.raises(ValueError, match="timeout_s must be greater than zero, came"):
+                    await attempt(TOKEN, timeout_s=timeout_s)
+            return float((await session.step(TOKEN))[0, 0, 0])
+
+    with GRPCComputeServer(RunningSumHost(), port=0) as server:
+        with GRPCComputeClient(server.address) as client, client.session() as session:
+            for attempt in (session.step, client.compute):
+                with pytest.raises(ValueError, match="timeout_s must be greater than zero, came"):
+                    attempt(TOKEN, timeout_s=timeout_s)
+            assert float(session.step(TOKEN)[0, 0, 0]) == 1.0
+        assert asyncio.run(asynchronous(server.address)) == 1.0
+
+
+@pytest.mark.parametrize("attempts", [attempts, attempts_async], ids=["synchronous", "asyncio"])
+@pytest.mark.parametrize("seconds", [math.inf, 1e300])
+def test_without_a_bound_it_is_waited_for(attempts: Callable[..., dict[str, str]], seconds: float) -> None:
+    options: ClientOptions = {"timeout_s": seconds, "connect_timeout_s": seconds, "dead_after_s": seconds}
+    with GRPCComputeServer(SlowFunction(0.01), port=0) as server:
+        for timeout_s in (None, seconds):
+            assert attempts(server.address, options, timeout_s) == {"compute": "answered", "step": "answered"}
+
+
+def test_a_server_is_not_told_of_no_bound() -> None:
+    assert not Deadline.of_step(math.inf, 5.0).is_told
+
+
+def test_times_for_training_say_that_nothing_trains_yet() -> None:
+    with pytest.warns(UserWarning, match=r"timeouts.backward_s, timeouts.update_s: .*until training passes travel"):
+        Timeouts(backward_s=5, update_s=1, step_s=3)
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        Timeouts(step_s=5, compute_s=3, control_s=1, connect_s=2)
 
 
 def test_what_is_left_out_is_as_the_two_words_say() -> None:

@@ -106,10 +106,10 @@ class AsyncComputeClient:
         timeout_s: float | None = None,
     ) -> torch.Tensor | tuple[torch.Tensor, KVEntries]:
         """Call the server's function; nothing stays on the server. As `GRPCComputeClient.compute`."""
+        deadline = Deadline.after(self._settings.compute_timeout_s if timeout_s is None else timeout_s)
         call = ComputeCall(tensor, attention_mask, position_ids, past_key_values, use_cache)
         kv = self._settings.plan.agreed.kv
         message = check_size(calls.encode_call(call, expected_fingerprint, kv), self._settings.limit_bytes(self._info))
-        deadline = Deadline.after(timeout_s or self._settings.compute_timeout_s)
         reply = await self._call(protocol.COMPUTE, message, deadline)
         return calls.unpacked(calls.decode_result(reply, kv.to_client), use_cache)
 

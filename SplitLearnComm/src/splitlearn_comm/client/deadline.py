@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import time
 from dataclasses import dataclass
 from typing import Self
@@ -10,6 +11,8 @@ from splitlearn_comm.errors import DeadlineExceededError
 
 LONG_S = 30.0
 """What is usual for a step, from here on, the server is not told."""
+LONGEST_S = 1e8
+"""Three years: what stands for no bound where a number is wanted that clocks, locks and gRPC can count with."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -25,15 +28,20 @@ class Deadline:
 
     @classmethod
     def after(cls, timeout_s: float) -> Self:
-        """The deadline so many seconds from now."""
+        """The deadline so many seconds from now; infinity for no bound.
+
+        Raises:
+            ValueError: That is no time in which anything can be done.
+        """
+        _check(timeout_s)
         return cls(time.monotonic() + timeout_s, timeout_s)
 
     def remaining_s(self) -> float:
-        """Seconds left. Raises `DeadlineExceededError` when none are."""
+        """Seconds left, at most `LONGEST_S`. Raises `DeadlineExceededError` when none are."""
         left_s = self.at_s - time.monotonic()
         if left_s <= 0:
             raise self.exceeded()
-        return left_s
+        return min(left_s, LONGEST_S)
 
     @classmethod
     def of_step(cls, own_s: float | None, usual_s: float) -> Self:
@@ -41,9 +49,14 @@ class Deadline:
 
         The server is told of the first, and of the second where it is short; a bound that is only there for the worst
         case is not worth a field in every message.
+
+        Raises:
+            ValueError: What the caller gave is no time in which anything can be done.
         """
-        timeout_s = own_s or usual_s
-        return cls(time.monotonic() + timeout_s, timeout_s, own_s is not None or usual_s < LONG_S)
+        if own_s is None:
+            return cls(time.monotonic() + usual_s, usual_s, usual_s < LONG_S)
+        _check(own_s)
+        return cls(time.monotonic() + own_s, own_s, own_s != math.inf)
 
     def allows(self, delay_s: float) -> bool:
         """Whether something may still be done after so many seconds."""
@@ -54,4 +67,12 @@ class Deadline:
         return DeadlineExceededError(
             f"no answer within {self.timeout_s:g} s; the server may be busy or stuck: ask its health(), "
             f"or give more time with timeout_s"
+        )
+
+
+def _check(timeout_s: float) -> None:
+    if not timeout_s > 0:
+        raise ValueError(
+            f"timeout_s must be greater than zero, came {timeout_s}; leave it out for the client's own, "
+            f"or give math.inf for no bound"
         )

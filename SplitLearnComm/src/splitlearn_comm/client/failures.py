@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Final
@@ -18,7 +19,11 @@ from splitlearn_comm.errors import (
     UnsupportedOperationError,
     error_class,
 )
+from splitlearn_comm.framing.service import told_wait_s
 from splitlearn_comm.protocol import DRAINING_METADATA, KIND_METADATA, PUSHBACK_METADATA, REQUEST_ID_METADATA, SERVICE
+
+# Of as many digits as an integer of 64 bits may have.
+_DIGITS = re.compile(r"[0-9]{1,19}")
 
 
 @dataclass(frozen=True, slots=True)
@@ -129,5 +134,7 @@ def _without_kind(code: grpc.StatusCode, details: str, address: str, timeout_s: 
 
 
 def _seconds(pushback_ms: str | bytes | None) -> float | None:
-    """What a server says about when to ask again; None if that is no number from 0 up."""
-    return int(pushback_ms) / 1000 if isinstance(pushback_ms, str) and pushback_ms.isdigit() else None
+    """What a server says about when to ask again; None if that is no number above 0."""
+    if not isinstance(pushback_ms, str) or not _DIGITS.fullmatch(pushback_ms):
+        return None
+    return told_wait_s(int(pushback_ms) / 1000)

@@ -36,7 +36,11 @@ class RetryStrategy(ABC):
         """
 
     def delay_after(self, error: CommError, attempt: int, deadline: Deadline | None = None) -> float:
-        """Seconds to wait after this failure; as long as the server said, where it has.
+        """Seconds to wait after this failure; where the server said how long, up to twice that: all who were told the
+        same must not come back at once.
+
+        What a server said when to ask again is not an attempt that failed: it is asked as often as the deadline allows,
+        unless nothing is to be tried a second time at all. Without a deadline the attempts bound that too.
 
         Args:
             error: The failure.
@@ -46,9 +50,12 @@ class RetryStrategy(ABC):
         Raises:
             CommError: The failure: it would come again, was the last attempt, or the deadline would pass.
         """
-        delay_s = self.next_delay_s(attempt, random.random()) if is_retried(error) else None
-        if delay_s is not None and isinstance(error, ResourceExhaustedError):
-            delay_s = error.retry_after_s
+        draw = random.random()
+        attempt = attempt if _counts(error, deadline) else 1
+        delay_s = self.next_delay_s(attempt, draw) if is_retried(error) else None
+        if delay_s is not None and isinstance(error, ResourceExhaustedError) and error.retry_after_s is not None:
+            spread_s = error.retry_after_s * (1 + draw)
+            delay_s = spread_s if deadline is None or deadline.allows(spread_s) else error.retry_after_s
         if delay_s is None or (deadline is not None and not deadline.allows(delay_s)):
             raise error
         return delay_s
@@ -61,7 +68,7 @@ class RetryStrategy(ABC):
                 return func()
             except CommError as error:
                 time.sleep(self.delay_after(error, attempt, deadline))
-            attempt += 1
+                attempt += _counts(error, deadline)
 
     async def execute_async(self, func: Callable[[], Awaitable[T]], deadline: Deadline | None = None) -> T:
         """Await `func` until it does not fail, waiting in between; raises the last failure."""
@@ -71,7 +78,7 @@ class RetryStrategy(ABC):
                 return await func()
             except CommError as error:
                 await asyncio.sleep(self.delay_after(error, attempt, deadline))
-            attempt += 1
+                attempt += _counts(error, deadline)
 
 
 @dataclass(frozen=True)
@@ -120,6 +127,12 @@ class FixedDelay(RetryStrategy):
     def next_delay_s(self, attempt: int, draw: float = 0.5) -> float | None:
         """`delay`, until `max_attempts` are made."""
         return self.delay if attempt < self.max_attempts else None
+
+
+def _counts(error: CommError, deadline: Deadline | None) -> bool:
+    """Whether a failure is one of the attempts that there are."""
+    is_told = isinstance(error, ResourceExhaustedError) and error.retry_after_s is not None
+    return not is_told or deadline is None
 
 
 def _check_attempts(max_attempts: int) -> None:

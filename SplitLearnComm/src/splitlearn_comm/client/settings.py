@@ -19,6 +19,9 @@ from splitlearn_comm.messages import RAW_CODECS, Codecs, RoleCodecs, ServiceInfo
 from splitlearn_comm.observer import Observer
 from splitlearn_comm.protocol import MODEL_METADATA, VERSION_METADATA
 
+# gRPC counts milliseconds of 32 bits.
+_LONGEST_SILENCE_S = 1e6
+
 
 class ClientOptions(TypedDict, total=False):
     """What a client may be given beside its address; the meaning and the default of each is in `ClientSettings`."""
@@ -36,6 +39,8 @@ class ClientOptions(TypedDict, total=False):
     insecure: bool
     replay_bytes: int
     dead_after_s: float
+    model: str | None
+    model_version: str | None
     observer: Observer | None
     interceptors: Sequence[Any]
 
@@ -106,22 +111,22 @@ class ClientSettings:
     @cached_property
     def compute_timeout_s(self) -> float:
         """How long a stateless call may take."""
-        return self.timeouts.compute_s or self.timeout_s
+        return self.timeout_s if self.timeouts.compute_s is None else self.timeouts.compute_s
 
     @cached_property
     def step_timeout_s(self) -> float:
         """How long a step may take."""
-        return self.timeouts.step_s or self.timeout_s
+        return self.timeout_s if self.timeouts.step_s is None else self.timeouts.step_s
 
     @cached_property
     def control_timeout_s(self) -> float:
         """How long asking for health or information may take."""
-        return self.timeouts.control_s or self.connect_timeout_s
+        return self.connect_timeout_s if self.timeouts.control_s is None else self.timeouts.control_s
 
     @cached_property
     def open_timeout_s(self) -> float:
         """How long opening a session may take."""
-        return self.timeouts.connect_s or self.connect_timeout_s
+        return self.connect_timeout_s if self.timeouts.connect_s is None else self.timeouts.connect_s
 
     def metadata(self) -> tuple[tuple[str, str], ...]:
         """What goes with one call: a name for it in the server's log, the token, and the model it is for."""
@@ -162,18 +167,19 @@ class ClientSettings:
 
     def channel_options(self) -> list[tuple[str, int]]:
         """The options of the gRPC channel."""
+        dead_after_ms = min(self.dead_after_s, _LONGEST_SILENCE_S) * 1000
         return [
             ("grpc.max_receive_message_length", self.max_message_bytes),
             ("grpc.max_send_message_length", self.max_message_bytes),
-            ("grpc.keepalive_time_ms", int(self.dead_after_s * 1000 * 2 / 3)),
-            ("grpc.keepalive_timeout_ms", int(self.dead_after_s * 1000 / 3)),
+            ("grpc.keepalive_time_ms", int(dead_after_ms * 2 / 3)),
+            ("grpc.keepalive_timeout_ms", int(dead_after_ms / 3)),
             # The answer to a ping has a limit of its own, a minute by default, and the keepalive waits for that.
-            ("grpc.http2.ping_timeout_ms", int(self.dead_after_s * 1000 / 3)),
+            ("grpc.http2.ping_timeout_ms", int(dead_after_ms / 3)),
             ("grpc.http2.max_pings_without_data", 0),
             # Our own retries decide when to try again; the default second would make them fail without trying.
             ("grpc.initial_reconnect_backoff_ms", 100),
             # Despite its name: how long a connection may take to come about; a process that hangs never greets back.
-            ("grpc.min_reconnect_backoff_ms", int(self.dead_after_s * 1000 / 3)),
+            ("grpc.min_reconnect_backoff_ms", int(dead_after_ms / 3)),
             ("grpc.max_reconnect_backoff_ms", 1000),
             # Clients of one process must not inherit each other's broken connections.
             ("grpc.use_local_subchannel_pool", 1),

@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import warnings
 from dataclasses import dataclass, fields
+
+_OF_TRAINING = ("forward_s", "backward_s", "update_s")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -17,7 +20,7 @@ class Timeouts:
     step_s: float | None = None
     """A step of a session."""
     forward_s: float | None = None
-    """A forward pass of training; for the day when the wire carries them, as the two below."""
+    """A forward pass of training; as the two below it takes effect with training passes, and warns until then."""
     backward_s: float | None = None
     """A backward pass of training."""
     update_s: float | None = None
@@ -32,3 +35,9 @@ class Timeouts:
             value = getattr(self, item.name)
             if value is not None and not value > 0:
                 raise ValueError(f"timeouts.{item.name} must be greater than zero, came {value}")
+        if unused := [name for name in _OF_TRAINING if getattr(self, name) is not None]:
+            warnings.warn(
+                f"timeouts.{', timeouts.'.join(unused)}: taken, and of no effect until training passes travel; "
+                f"the steps of sessions go by step_s",
+                stacklevel=3,
+            )

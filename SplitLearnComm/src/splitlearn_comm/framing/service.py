@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from typing import Final
 
 import grpc
@@ -14,6 +15,7 @@ from splitlearn_comm.messages import ServiceInfo
 
 MAX_PADDING_BYTES: Final = 256 * 1024
 """What a health check sends back at most, for a client that measures the bandwidth."""
+_LONGEST_WAIT_S = 86400.0
 _STATUS = {status.value[0]: status for status in grpc.StatusCode}
 
 
@@ -106,5 +108,10 @@ def decode_error(message: pb.Error) -> CommError:
     code = _STATUS.get(message.code, grpc.StatusCode.UNKNOWN)
     error = error_class(code, message.kind)(message.message, request_id=message.request_id or None)
     if isinstance(error, ResourceExhaustedError):
-        error.retry_after_s = message.retry_after_s or None
+        error.retry_after_s = told_wait_s(message.retry_after_s)
     return error
+
+
+def told_wait_s(seconds: float) -> float | None:
+    """What a server said about when to ask again, as a time that can be waited, at most a day; None if it is none."""
+    return min(seconds, _LONGEST_WAIT_S) if math.isfinite(seconds) and seconds > 0 else None
