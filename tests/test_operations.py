@@ -5,7 +5,6 @@ import re
 import shutil
 import subprocess
 import threading
-import tomllib
 import urllib.request
 from collections.abc import Iterator
 from pathlib import Path
@@ -22,6 +21,7 @@ from splitlearn_comm import GRPCComputeClient
 from splitlearn_comm.testing import eventually
 from splitlearn_manager import ManagedServer, ServerConfig
 from splitlearn_manager.observability import check_metrics_binding
+from splitlearn_manager.settings import read_file, settings_from
 from tests.support.models import save_gpt2
 from tests.support.page_runs import run_page
 
@@ -219,13 +219,13 @@ def test_services_wait_for_services_that_there_are() -> None:
 
 
 def test_the_servers_of_the_files_know_each_other() -> None:
-    settings = tomllib.loads((OPS / "server.toml").read_text())
-    config = ServerConfig(**settings["server"])
+    settings = settings_from(("server.toml", read_file(OPS / "server.toml")))
+    config = settings.server
     check_metrics_binding(config.metrics_host, config.open_metrics)
     targets = yaml.safe_load((OPS / "prometheus.yml").read_text())["scrape_configs"][0]["static_configs"][0]["targets"]
     assert targets == [f"server:{config.metrics_port}"]
     assert f"127.0.0.1:{config.metrics_port}/readyz" in COMPOSE["services"]["server"]["healthcheck"]["test"][-1]
-    assert COMPOSE["services"]["server"]["ports"] == [f"127.0.0.1:{settings['port']}:{settings['port']}"]
+    assert COMPOSE["services"]["server"]["ports"] == [f"127.0.0.1:{settings.port}:{settings.port}"]
     (source,) = yaml.safe_load((OPS / "grafana/provisioning/datasources/prometheus.yaml").read_text())["datasources"]
     assert source["url"] == "http://prometheus:9090"
     assert {p["datasource"]["uid"] for p in PANELS if p["type"] != "row"} == {source["uid"]}

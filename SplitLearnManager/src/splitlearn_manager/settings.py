@@ -23,6 +23,7 @@ from dataclasses import dataclass, field, fields
 from pathlib import Path
 from typing import Any
 
+from splitlearn_comm.logs import FORMATS
 from splitlearn_comm.server import ClientLimits, ServerTLS, TokenFile
 from splitlearn_manager.config import ServerConfig
 from splitlearn_manager.errors import ConfigurationError
@@ -35,6 +36,7 @@ PREFIX = "SPLITLEARN_"
 IN_PROCESS_KEYS = frozenset({"model", "revision", "split_points", "device", "dtype", "attn_implementation"})
 """What can be said of a model that runs in the server's own process."""
 LOG_LEVELS = ("debug", "info", "warning", "error")
+LOG_FORMATS = ("auto", *FORMATS)
 Tree = dict[str, Any]
 
 
@@ -56,6 +58,8 @@ class ServeSettings:
     """TCP port; 0 picks a free one."""
     log_level: str = "info"
     """debug, info, warning or error."""
+    log_format: str = "auto"
+    """json, text, or auto for text on a terminal and JSON elsewhere."""
     server: ServerConfig = field(default_factory=ServerConfig)
     """Limits, and who may call."""
     lifecycle: LifecycleConfig = field(default_factory=LifecycleConfig)
@@ -68,6 +72,8 @@ class ServeSettings:
             raise ValueError(f"host must be text; got {self.host!r}")
         if self.log_level not in LOG_LEVELS:
             raise ValueError(f"log_level must be one of {', '.join(LOG_LEVELS)}; got {self.log_level!r}")
+        if self.log_format not in LOG_FORMATS:
+            raise ValueError(f"log_format must be one of {', '.join(LOG_FORMATS)}; got {self.log_format!r}")
         if not isinstance(self.managed, bool):
             raise ValueError(f"managed must be true or false; got {self.managed!r}")
         if not self.managed and len(self.models) != 1:
@@ -80,7 +86,7 @@ def _names(kind: type, *without: str) -> tuple[str, ...]:
 
 
 TABLES: Mapping[tuple[str, ...], tuple[str, ...]] = {
-    (): ("models", "managed", "host", "port", "log_level", "server", "lifecycle"),
+    (): ("models", "managed", "host", "port", "log_level", "log_format", "server", "lifecycle"),
     ("server",): _names(ServerConfig),
     ("server", "tls"): _names(ServerTLS),
     ("server", "client_limits"): _names(ClientLimits),
@@ -92,6 +98,7 @@ if set(TABLES[()]) != set(_names(ServeSettings)):
 TEXTS = {
     ("host",),
     ("log_level",),
+    ("log_format",),
     ("server", "tokens"),
     ("server", "metrics_host"),
     *(("server", "tls", key) for key in TABLES["server", "tls"]),
@@ -175,7 +182,7 @@ def settings_from(*sources: tuple[str, Tree]) -> ServeSettings:
 
 def _built(tree: Tree) -> ServeSettings:
     tables = tree.get("models", [{}])
-    top = {key: tree[key] for key in ("host", "port", "log_level") if key in tree}
+    top = {key: tree[key] for key in ("host", "port", "log_level", "log_format") if key in tree}
     is_managed = len(tables) != 1 or not set(tables[0]) <= IN_PROCESS_KEYS
     return ServeSettings(
         models=tuple(read_spec(table) for table in tables),

@@ -69,6 +69,9 @@ def serve(
         ),
     ] = None,
     log_level: Annotated[str | None, typer.Option(help="debug, info, warning or error. Default: info.")] = None,
+    log_format: Annotated[
+        str | None, typer.Option(help="json or text. Default: text on a terminal, JSON elsewhere.")
+    ] = None,
 ) -> None:
     """Host the Trunks of models until SIGINT or SIGTERM, or until an operator drains the server."""
     if log_level is not None:
@@ -78,6 +81,7 @@ def serve(
         "serving needs SplitLearnManager: pip install splitlearn-core[server] splitlearn-comm[server] "
         "splitlearn-manager[server]"
     ):
+        from splitlearn_comm.logs import configure_logging
         from splitlearn_manager.serving import make_server
         from splitlearn_manager.settings import read_environment, read_file, settings_from
     of_one = {
@@ -95,13 +99,15 @@ def serve(
         allow_insecure=allow_insecure,
     )
     server_table = door | given(operators=operator or None, metrics_port=metrics_port)
-    flags = given(port=port, host=host, managed=managed, log_level=log_level, server=server_table or None)
+    flags = given(port=port, host=host, managed=managed, log_level=log_level, log_format=log_format)
+    flags |= given(server=server_table or None)
     before = [(str(config), read_file(config))] if config else []
     before.append(("the environment", read_environment(os.environ)))
     has_models = any("models" in tree for _, tree in before)
     flags |= given(models=model_tables(models or [], given(**of_one), has_models))
     settings = settings_from(*before, ("the command line", flags))
     set_up_logging(settings.log_level)
+    configure_logging(settings.log_level, None if settings.log_format == "auto" else settings.log_format)
     check_door(settings.host, settings.server)
     with blamed_on("--attn-implementation", attn_implementation):
         server = make_server(settings)
