@@ -1,13 +1,15 @@
 """Every example, as the process that its first lines say how to start."""
 
+import os
 import re
 import signal
+import urllib.request
 from pathlib import Path
 
 import pytest
 import torch
 
-from splitlearn_comm import GRPCComputeClient
+from splitlearn_comm import GRPCComputeClient, ResourceExhaustedError
 from splitlearn_core import load_tokenizer
 from splitlearn_core.builtin import builtin_directory
 from tests.support.checkpoints import load_whole
@@ -95,6 +97,23 @@ def test_custom_service() -> None:
     assert refusal == "expected a batch of pictures, uint8 [B, H, W, 3], came torch.float32 [3, 480, 640, 3]"
     wanted_C = (0.2 - torch.tensor([0.485, 0.456, 0.406])) / torch.tensor([0.229, 0.224, 0.225])
     torch.testing.assert_close(grey_BCHW, wanted_C[None, :, None, None].expand(2, 3, 224, 224))
+
+
+@pytest.mark.slow
+def test_production_setup() -> None:
+    variables = {"MODEL_ID": "builtin", "PORT": "0", "METRICS_PORT": "0", "DEVICE": "cpu", "LOG_LEVEL": "WARNING"}
+    environment = {**os.environ, **variables, "SPLITLEARN_SERVER_MAX_SESSIONS": "1"}
+    with serving_program(["examples/production_setup.py"], environment) as line:
+        address, metrics_url = line.split()
+        with urllib.request.urlopen(metrics_url) as page:
+            assert b"splitlearn_" in page.read()
+        with GRPCComputeClient(address) as client, client.session():
+            assert client.get_info().name == "builtin"
+            with pytest.raises(ResourceExhaustedError, match="the server has 1 sessions open"):
+                client.session()
+    for variable in ("MODEL_TYPE", "ENABLE_METRICS"):
+        result = run_program(["examples/production_setup.py"], {**environment, "MODEL_ID": "", variable: "maybe"})
+        assert result.stderr.startswith(f"{variable} must be one of ")
 
 
 @pytest.mark.parametrize("path", EXAMPLES, ids=lambda path: path.stem)
