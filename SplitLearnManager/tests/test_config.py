@@ -25,6 +25,14 @@ def test_numbers_are_greater_than_zero(name: str, value: Any) -> None:
         ServerConfig(**{name: value})
 
 
+@pytest.mark.parametrize("name", ["max_cached_tokens", "max_cache_bytes"])
+@pytest.mark.parametrize("value", [0, -1, 1.5, True, "3"])
+def test_limits_of_caches_are_whole_numbers_or_none(name: str, value: Any) -> None:
+    assert getattr(ServerConfig(**{name: None}), name) is None
+    with pytest.raises(ValueError, match=f"{name} must be a whole number greater than zero, or None; got {value!r}"):
+        ServerConfig(**{name: value})
+
+
 def test_a_switch_is_true_or_false() -> None:
     assert ServerConfig(refuse_nonfinite=False).refuse_nonfinite is False
     with pytest.raises(ValueError, match="refuse_nonfinite must be True or False; got 0"):
@@ -37,14 +45,15 @@ def test_nothing_is_changed_afterwards() -> None:
 
 
 def test_every_setting_of_the_wire_is_handed_on() -> None:
-    values: dict[str, Any] = {name: index + 2 for index, name in enumerate(NUMBERS)}
+    wired = {item.name for item in fields(GRPCServerConfig)}
+    values: dict[str, Any] = {name: index + 2 for index, name in enumerate(NUMBERS) if name in wired}
     values |= {"refuse_nonfinite": False, "allow_insecure": True, "open_reflection": True}
     values |= {
         "tls": ServerTLS(certificate="c", key="k"),
         "tokens": TokenFile("t"),
         "client_limits": ClientLimits(max_calls=3),
     }
-    assert values.keys() == {item.name for item in fields(GRPCServerConfig)}
+    assert values.keys() == wired
     wire = comm_config(ServerConfig(**values))
     assert {name: getattr(wire, name) for name in values} == values
 

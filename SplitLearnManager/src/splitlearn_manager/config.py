@@ -27,6 +27,15 @@ class ServerConfig:
     """How long steps in flight may go on after SIGINT or SIGTERM."""
     drain_idle_timeout_s: float = 2.0
     """How long a server that stops waits for a client that does nothing to take its session elsewhere."""
+    max_cached_tokens: int | None = None
+    """Tokens that the caches of all sessions of the model in this process may hold together, rows times length; None
+    for no limit. A step more is refused with RESOURCE_EXHAUSTED. (A model in another process has its `kv_bytes`.)"""
+    max_cache_bytes: int | None = None
+    """The same in bytes of keys, values and states; None for no limit."""
+    max_rows_per_forward: int = 64
+    """Rows of one forward that several sessions share; 1 runs their steps one by one."""
+    max_tokens_per_forward: int = 512
+    """Tokens of one forward, rows times length; a longer prompt runs in chunks."""
     refuse_nonfinite: bool = True
     """Refuse hidden states that hold NaN or Inf."""
     tls: ServerTLS | None = None
@@ -54,6 +63,10 @@ class ServerConfig:
         port = self.metrics_port
         if port is not None and (isinstance(port, bool) or not isinstance(port, int) or not 0 <= port <= 65535):
             raise ValueError(f"metrics_port must be a port from 0 to 65535, or None; got {port!r}")
+        for name in ("max_cached_tokens", "max_cache_bytes"):
+            limit = getattr(self, name)
+            if limit is not None and (isinstance(limit, bool) or not isinstance(limit, int) or limit < 1):
+                raise ValueError(f"{name} must be a whole number greater than zero, or None; got {limit!r}")
         self._check_operators()
         for item in fields(self):
             value = getattr(self, item.name)

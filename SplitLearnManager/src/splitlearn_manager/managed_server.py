@@ -10,10 +10,12 @@ import torch
 from splitlearn_comm import Observer
 from splitlearn_core import Trunk, load_part
 from splitlearn_core.checkpoint.source import locate
+from splitlearn_core.engine import EngineLimits
 from splitlearn_manager.config import ServerConfig
 from splitlearn_manager.control.models import OneModel
 from splitlearn_manager.device import choose_device
 from splitlearn_manager.listening import ListeningServer, check_places
+from splitlearn_manager.runtime.cache_book import CacheLimits
 from splitlearn_manager.runtime.hosted_trunk import HostedTrunk
 
 logger = logging.getLogger(__name__)
@@ -76,7 +78,12 @@ class ManagedServer(ListeningServer):
         )
         assert isinstance(trunk, Trunk)
         log_choices(self.model_id if commit is None else f"{self.model_id} at commit {commit}", trunk)
-        hosted = HostedTrunk(trunk, name=public_name(self.model_id))
+        hosted = HostedTrunk(
+            trunk,
+            name=public_name(self.model_id),
+            engine_limits=EngineLimits(max_rows=config.max_rows_per_forward, max_tokens=config.max_tokens_per_forward),
+            cache_limits=CacheLimits(max_tokens=config.max_cached_tokens, max_bytes=config.max_cache_bytes),
+        )
         load_s = time.monotonic() - began_s
         models = OneModel(hosted, time.time(), lambda: self.statistics().sessions_open, load_s)
         super().__init__(hosted, models, port=port, host=host, config=config, observer=observer)
