@@ -15,12 +15,16 @@ from splitlearn_comm.codec import MAX_DIMS, codec_names
 from splitlearn_comm.errors import CODES
 from splitlearn_comm.framing.bounds import MAX_ITEMS
 from splitlearn_comm.framing.chunks import CHUNK_BYTES
+from splitlearn_manager._proto.inference import grpc_service_pb2
+from splitlearn_manager._proto.splitlearn.v1 import control_pb2
+from splitlearn_manager.control.orders import LOAD_KEYS, UNLOAD_DEPENDENTS, UNLOAD_KEYS
 from tests.support.page_runs import run_page
 
 ROOT = Path(__file__).resolve().parents[2]
 PAGE = ROOT / "docs" / "protocol.md"
 REFERENCE = ROOT / "docs" / "api.md"
-MESSAGES = sorted(pb.DESCRIPTOR.message_types_by_name)
+MESSAGES = {**pb.DESCRIPTOR.message_types_by_name, **control_pb2.DESCRIPTOR.message_types_by_name}
+CONTROL = grpc_service_pb2.DESCRIPTOR.services_by_name["GRPCInferenceService"]
 SCALARS = {number: name.removeprefix("TYPE_").lower() for name, number in FieldDescriptorProto.Type.items()}
 
 
@@ -44,13 +48,21 @@ def type_of(field: FieldDescriptorProto) -> str:
     return f"repeated {name}" if field.label == FieldDescriptorProto.LABEL_REPEATED else name
 
 
-@pytest.mark.parametrize("name", MESSAGES)
+@pytest.mark.parametrize("name", sorted(MESSAGES))
 def test_every_field_of_a_message_is_there(name: str) -> None:
     described = [(row[0], row[1], row[2]) for row in rows_of(section(name)) if row[0].isdigit()]
     message = DescriptorProto()
-    pb.DESCRIPTOR.message_types_by_name[name].CopyToProto(message)
+    MESSAGES[name].CopyToProto(message)
     wanted = [(str(field.number), f"`{field.name}`", type_of(field)) for field in message.field]
     assert described == sorted(wanted, key=lambda row: int(row[0]))
+
+
+def test_every_control_call_and_parameter_is_there() -> None:
+    described = {name: row[1] for row in rows_of(section("Control")) for name in re.findall(r"`(\w+)`", row[0])}
+    assert described.keys() == {method.name for method in CONTROL.methods}
+    for call, keys in (("RepositoryModelLoad", LOAD_KEYS), ("RepositoryModelUnload", UNLOAD_KEYS)):
+        wanted = set(keys) - {UNLOAD_DEPENDENTS}
+        assert {key for key in wanted if f"`{key}`" not in described[call]} == set()
 
 
 def test_every_dtype_is_there() -> None:
