@@ -16,8 +16,10 @@ import pytest
 import torch
 
 from splitlearn_comm import (
+    Action,
     ComputeCall,
     Crop,
+    DeadlineExceededError,
     Forward,
     InvalidRequestError,
     KVEntries,
@@ -29,6 +31,7 @@ from splitlearn_comm import (
 )
 from splitlearn_comm.testing import SessionHostContract
 from splitlearn_comm.testing.waiting import eventually
+from splitlearn_comm.worker import DUE_S
 from splitlearn_core import Trunk, load_part
 from splitlearn_core.testing import reference
 from splitlearn_manager.errors import BudgetExceededError, ModelFaultError, ModelLoadError
@@ -165,6 +168,51 @@ def test_a_session_goes_on_from_what_was_exported(process: ModelProcess, runner:
     output_BTH = runner.run(run())
     assert output_BTH is not None
     torch.testing.assert_close(output_BTH, reference(trunk, hidden_BTH)[:, 5:], rtol=0, atol=1e-5)
+
+
+@pytest.mark.parametrize(
+    "action",
+    [Forward(hidden(1, 2)), Forward(hidden(1, 2), torch.ones(1, 5)), Crop(1)],
+    ids=["short form", "long form", "crop"],
+)
+def test_a_step_whose_time_is_over_before_its_turn_comes_is_not_done(
+    process: ModelProcess, runner: asyncio.Runner, action: Action
+) -> None:
+    async def step(host: ProcessHost, due_s: float) -> None:
+        DUE_S.set(due_s)  # of the step's own task
+        await host.run_step("late", action)
+
+    async def run() -> None:
+        host = ProcessHost(process)
+        await host.open_session("late")
+        await host.run_step("late", Forward(hidden(1, 3)))
+        assert process.pid is not None
+        os.kill(process.pid, signal.SIGSTOP)
+        try:
+            due_s = time.monotonic() + 0.05
+            late = asyncio.create_task(step(host, due_s))
+            await asyncio.to_thread(eventually, lambda: time.monotonic() > due_s + 0.01)
+        finally:
+            os.kill(process.pid, signal.SIGCONT)
+        with pytest.raises(DeadlineExceededError, match="nothing was done"):
+            await late
+        assert (await host.export_session("late")).position == 3
+        await asyncio.create_task(step(host, time.monotonic() + 60))
+        assert (await host.export_session("late")).position != 3
+        await host.close_session("late")
+
+    runner.run(run())
+
+
+def test_a_cache_goes_over_whatever_its_size(process: ModelProcess, runner: asyncio.Runner) -> None:
+    hidden_BTH = hidden(1, 2)
+    past = KVEntries((KVEntry(0, "attention", {"keys": torch.zeros((1 << 28) + 1, dtype=torch.int8)}),), 2)
+
+    async def run() -> None:
+        with pytest.raises(InvalidRequestError, match="not those of this trunk"):
+            await ProcessHost(process).compute(ComputeCall(hidden_BTH, past_key_values=past))
+
+    runner.run(run())
 
 
 def test_a_message_of_megabytes_arrives_whole(process: ModelProcess, runner: asyncio.Runner, trunk: Trunk) -> None:

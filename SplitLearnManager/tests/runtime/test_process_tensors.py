@@ -1,10 +1,12 @@
 """A few hidden states as bytes and back."""
 
+import math
+
 import pytest
 import torch
 
 from splitlearn_comm.codec import DTYPES
-from splitlearn_manager.runtime.process_tensors import MAX_BYTES, packed, unpacked
+from splitlearn_manager.runtime.process_tensors import MAX_BYTES, due_of, packed, unpacked
 
 
 @pytest.mark.parametrize("dtype", sorted(DTYPES.values(), key=str), ids=str)
@@ -18,6 +20,13 @@ def test_every_dtype_comes_back_to_the_last_bit(dtype: torch.dtype, shape: tuple
     assert torch.equal(came_BTH.view(torch.uint8), tensor_BTH.view(torch.uint8))
     if came_BTH.numel():
         came_BTH.zero_()
+
+
+@pytest.mark.parametrize("due_s", [math.inf, 1234.5])
+def test_until_when_it_is_of_use_goes_with_it(due_s: float) -> None:
+    payload = packed(torch.ones(1, 1, 8), due_s)
+    assert payload is not None
+    assert due_of(payload) == due_s
 
 
 def test_a_tensor_that_is_not_contiguous_comes_back_as_it_reads() -> None:

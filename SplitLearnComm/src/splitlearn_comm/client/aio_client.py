@@ -111,7 +111,7 @@ class AsyncComputeClient:
         kv = self._settings.plan.agreed.kv
         message = check_size(calls.encode_call(call, expected_fingerprint, kv), self._settings.limit_bytes(self._info))
         reply = await self._call(protocol.COMPUTE, message, deadline)
-        return calls.unpacked(calls.decode_result(reply, kv.to_client), use_cache)
+        return calls.unpacked(calls.decode_result(reply, kv.to_client, self._settings.max_message_bytes), use_cache)
 
     def session(self, expected_fingerprint: str | None = None) -> AsyncClientSession:
         """A session: state on the server, moved on step by step. Use it with `async with`, which opens it.

@@ -138,7 +138,7 @@ class GRPCComputeClient:
         kv = self._settings.plan.agreed.kv
         message = check_size(calls.encode_call(call, expected_fingerprint, kv), self._settings.limit_bytes(self._info))
         reply = self._call(protocol.COMPUTE, message, deadline)
-        return calls.unpacked(calls.decode_result(reply, kv.to_client), use_cache)
+        return calls.unpacked(calls.decode_result(reply, kv.to_client, self._settings.max_message_bytes), use_cache)
 
     def session(self, expected_fingerprint: str | None = None) -> ClientSession:
         """Open a session: state on the server, moved on step by step. Close it, or use it with `with`.

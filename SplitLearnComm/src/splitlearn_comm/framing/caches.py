@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Collection
+from functools import partial
 
 from splitlearn_comm._proto.splitlearn.v1 import compute_pb2 as pb
 from splitlearn_comm.codec import Payload, decode_payload, encode_payload
@@ -52,16 +53,21 @@ def decode_cache(
             f"a cache that would have {num_bytes} bytes: at most {max_bytes} are taken; go on with a shorter sequence "
             f"or fewer rows, or keep it on the server in a session"
         )
+    decode = partial(decode_payload, allowed=allowed, max_tensor_bytes=max_bytes)
     entries = (
-        KVEntry(entry.layer, entry.kind, {name: decode_payload(payload, allowed) for name, payload in tensors})
+        KVEntry(entry.layer, entry.kind, {name: decode(payload) for name, payload in tensors})
         for entry, tensors in zip(message.entries, payloads, strict=True)
     )
     return KVEntries(tuple(entries), message.position)
 
 
-def cache_of(message: pb.ComputeRequest | pb.ComputeResponse, allowed: Collection[str] = ()) -> KVEntries | None:
+def cache_of(
+    message: pb.ComputeRequest | pb.ComputeResponse, allowed: Collection[str], max_bytes: int
+) -> KVEntries | None:
     """The cache of a call or its result, None where it has none; raises as `decode_cache` does."""
-    return decode_cache(message.past_key_values, allowed) if message.HasField("past_key_values") else None
+    if not message.HasField("past_key_values"):
+        return None
+    return decode_cache(message.past_key_values, allowed, max_bytes=max_bytes)
 
 
 def _encode_entry(entry: KVEntry, codec: str) -> pb.KVCacheEntry:

@@ -13,6 +13,7 @@ from splitlearn_comm.framing.chunks import whole
 from splitlearn_comm.framing.fields import attention_mask_of, encode_optional, parse, position_ids_of
 from splitlearn_comm.framing.tensors import TensorTaker, tensor_of
 from splitlearn_comm.messages import RAW_CODECS, Codecs, ComputeCall, ComputeResult, KVEntries
+from splitlearn_comm.protocol import MAX_MESSAGE_BYTES
 
 _REQUEST_TENSOR = (pb.ComputeRequest.TENSOR_FIELD_NUMBER,)
 _RESPONSE_TENSOR = (pb.ComputeResponse.TENSOR_FIELD_NUMBER,)
@@ -40,8 +41,12 @@ def encode_call(call: ComputeCall, expected_fingerprint: str | None = None, kv: 
     return whole(with_tensor(fields, _REQUEST_TENSOR, call.tensor))
 
 
-def decode_call(data: bytes) -> tuple[ComputeCall, str, Codecs]:
+def decode_call(data: bytes, max_bytes: int = MAX_MESSAGE_BYTES) -> tuple[ComputeCall, str, Codecs]:
     """The call in the bytes, the fingerprint it expects (empty: none), and how caches are coded.
+
+    Args:
+        data: What came.
+        max_bytes: Of the cache in it, uncoded.
 
     Raises:
         InvalidRequestError: The bytes or a tensor in them are malformed.
@@ -56,7 +61,7 @@ def decode_call(data: bytes) -> tuple[ComputeCall, str, Codecs]:
         tensor=tensor_of(message.tensor) if taken is None else taken.tensor,
         attention_mask=attention_mask_of(message),
         position_ids=position_ids_of(message),
-        past_key_values=cache_of(message, kv.names()),
+        past_key_values=cache_of(message, kv.names(), max_bytes),
         use_cache=message.use_cache,
     )
     return call, message.expected_fingerprint, kv
@@ -68,8 +73,13 @@ def encode_result(result: ComputeResult, kv_codec: str = "") -> bytes:
     return whole(with_tensor(fields, _RESPONSE_TENSOR, result.tensor))
 
 
-def decode_result(data: bytes, kv_codec: str = "") -> ComputeResult:
+def decode_result(data: bytes, kv_codec: str = "", max_bytes: int = MAX_MESSAGE_BYTES) -> ComputeResult:
     """The result in the bytes, its cache through that codec or raw.
+
+    Args:
+        data: What came.
+        kv_codec: Name of the codec that was asked for; empty: raw.
+        max_bytes: Of the cache in it, uncoded.
 
     Raises:
         InvalidRequestError: They are malformed.
@@ -78,7 +88,8 @@ def decode_result(data: bytes, kv_codec: str = "") -> ComputeResult:
     """
     taken = TensorTaker(_RESPONSE_TENSOR).take(data)
     message = parse(pb.ComputeResponse, data if taken is None else taken.outer)
-    return ComputeResult(tensor_of(message.tensor) if taken is None else taken.tensor, cache_of(message, (kv_codec,)))
+    cache = cache_of(message, (kv_codec,), max_bytes)
+    return ComputeResult(tensor_of(message.tensor) if taken is None else taken.tensor, cache)
 
 
 def unpacked(result: ComputeResult, use_cache: bool) -> torch.Tensor | tuple[torch.Tensor, KVEntries]:

@@ -128,16 +128,20 @@ class Inbox:
     """Reads the messages of one direction of one stream, chunks put together.
 
     Args:
-        max_bytes: Largest tensor taken in chunks.
+        max_bytes: Largest tensor taken in chunks, or made of fewer bytes by a codec.
+        max_cache_bytes: Of a cache, uncoded, all its tensors together; None: as many.
     """
 
-    def __init__(self, max_bytes: int) -> None:
+    def __init__(self, max_bytes: int, max_cache_bytes: int | None = None) -> None:
         self.codecs: Collection[str] = ()
         """Names of the codecs that were agreed on for hidden states."""
         self.kv_codecs: Collection[str] = ()
         """Names of those for the session's state."""
         self._chunks = ChunkBuffer(max_bytes)
-        self._requests, self._answers = TensorTaker(_FORWARD_TENSOR), TensorTaker(_RESPONSE_TENSOR)
+        self._max_bytes = max_bytes
+        self._max_cache_bytes = max_bytes if max_cache_bytes is None else max_cache_bytes
+        self._requests = TensorTaker(_FORWARD_TENSOR, max_bytes)
+        self._answers = TensorTaker(_RESPONSE_TENSOR, max_bytes)
         self._chunked_bytes = 0
 
     def agree(self, codecs: RoleCodecs) -> None:
@@ -210,7 +214,7 @@ class Inbox:
             case "export":
                 return Export()
             case "import_state":
-                return Import(_state_of(message.import_state.state, self.kv_codecs))
+                return Import(self._state_of(message.import_state.state))
             case _:
                 raise InvalidRequestError(
                     "a session message without an action: expected open, forward, reorder, crop, start_recording, "
@@ -228,7 +232,7 @@ class Inbox:
                 opened = Opened(came.max_message_bytes, came.chunk_bytes, came.stateful, came.fingerprint)
                 return Answer(step_id, position, opened=opened)
             case "state":
-                return Answer(step_id, position, state=_state_of(message.state, self.kv_codecs), **common)
+                return Answer(step_id, position, state=self._state_of(message.state), **common)
             case "error":
                 return Answer(step_id, position, error=decode_error(message.error))
             case _:
@@ -236,7 +240,12 @@ class Inbox:
 
     def _tensor_of(self, message: pb.TensorData) -> torch.Tensor:
         num_bytes = message.chunked_bytes
-        return tensor_of(message, self._chunks.take(num_bytes) if num_bytes else None, self.codecs)
+        data = self._chunks.take(num_bytes) if num_bytes else None
+        return tensor_of(message, data, self.codecs, self._max_bytes)
+
+    def _state_of(self, message: pb.SessionState) -> SessionState:
+        cache = decode_cache(message.cache, self.kv_codecs, max_bytes=self._max_cache_bytes)
+        return SessionState(cache, message.batch if message.HasField("batch") else None)
 
 
 def encode_open(opening: Open, position: int = 0) -> bytes:
@@ -354,10 +363,6 @@ def _open_of(message: pb.SessionRequest) -> Open:
         timings=opening.timings,
         can_move=opening.can_move,
     )
-
-
-def _state_of(message: pb.SessionState, kv_codecs: Collection[str]) -> SessionState:
-    return SessionState(decode_cache(message.cache, kv_codecs), message.batch if message.HasField("batch") else None)
 
 
 def _encode_state(state: SessionState, kv_codec: str) -> pb.SessionState:

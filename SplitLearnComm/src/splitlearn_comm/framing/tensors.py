@@ -15,6 +15,7 @@ from splitlearn_comm.errors import InvalidRequestError
 from splitlearn_comm.framing.assembly import VIEWED_BYTES
 from splitlearn_comm.framing.fields import parse
 from splitlearn_comm.framing.locate import locate
+from splitlearn_comm.protocol import MAX_MESSAGE_BYTES
 
 _DATA = pb.TensorData.DATA_FIELD_NUMBER
 _CACHED_HEADER_BYTES = 128
@@ -44,10 +45,12 @@ class TensorTaker:
 
     Args:
         path: Field numbers that lead to the tensor: one, or two if it is in a message inside.
+        max_tensor_bytes: Largest tensor to make out of fewer bytes.
     """
 
-    def __init__(self, path: tuple[int, ...]) -> None:
+    def __init__(self, path: tuple[int, ...], max_tensor_bytes: int = MAX_MESSAGE_BYTES) -> None:
         self._path = (*path, _DATA)
+        self._max_tensor_bytes = max_tensor_bytes
         self._before = b""
         self._header: _Header | None = None
 
@@ -64,6 +67,7 @@ class TensorTaker:
         Raises:
             InvalidRequestError: Dtype, shape and data do not agree.
             UnsupportedOperationError: It came through a codec that was not agreed on.
+            MessageTooLargeError: The tensor would be larger than this side takes.
         """
         return self._take_alike(buffer) or self._take(buffer, codecs)
 
@@ -83,7 +87,8 @@ class TensorTaker:
         *outside, fields = located.around
         header = _header(fields) if len(fields) <= _CACHED_HEADER_BYTES else None
         if header is None:
-            tensor = _decoded(fields, memoryview(buffer)[located.begin : located.end], codecs)
+            payload = Payload.of(parse(pb.TensorData, fields), memoryview(buffer)[located.begin : located.end])
+            tensor = decode_payload(payload, codecs, max_tensor_bytes=self._max_tensor_bytes)
         elif header.num_bytes != located.end - located.begin:
             raise _wrong_length(header, located.end - located.begin)
         else:
@@ -94,17 +99,24 @@ class TensorTaker:
         return Taken(outside[0], outside[1] if len(outside) > 1 else b"", tensor)
 
 
-def tensor_of(message: pb.TensorData, data: torch.Tensor | None = None, codecs: Collection[str] = ()) -> torch.Tensor:
+def tensor_of(
+    message: pb.TensorData,
+    data: torch.Tensor | None = None,
+    codecs: Collection[str] = (),
+    max_tensor_bytes: int = MAX_MESSAGE_BYTES,
+) -> torch.Tensor:
     """The tensor of a parsed message.
 
     Args:
         message: As it came.
         data: What came in chunks before it, uint8 [N]; None if nothing did.
         codecs: Names of the codecs that were agreed on.
+        max_tensor_bytes: Largest tensor to make out of fewer bytes.
 
     Raises:
         InvalidRequestError: Dtype, shape and data do not agree.
         UnsupportedOperationError: It came through a codec that was not agreed on.
+        MessageTooLargeError: The tensor would be larger than this side takes.
     """
     payload = Payload.of(message, message.data if data is None else memory_of(data))
     if data is not None and not payload.codec and payload.dtype is not torch.bool:
@@ -113,7 +125,7 @@ def tensor_of(message: pb.TensorData, data: torch.Tensor | None = None, codecs: 
             raise _wrong_length(header, len(data))
         # The chunks were put together in memory of their own: it becomes the tensor's.
         return data.view(header.dtype).view(header.shape)
-    return decode_payload(payload, codecs)
+    return decode_payload(payload, codecs, max_tensor_bytes=max_tensor_bytes)
 
 
 @lru_cache(maxsize=1024)
@@ -124,10 +136,6 @@ def _header(fields: bytes) -> _Header | None:
         return None
     payload = Payload.of(message, b"")
     return _Header(payload.dtype, payload.shape, payload.tensor_bytes)
-
-
-def _decoded(fields: bytes, data: memoryview, codecs: Collection[str]) -> torch.Tensor:
-    return decode_payload(Payload.of(parse(pb.TensorData, fields), data), codecs)
 
 
 def _read(buffer: bytes, begin: int, header: _Header) -> torch.Tensor:

@@ -50,7 +50,7 @@ class CallService:
             return await abort(context, as_comm_error(error, doing))
 
     async def _compute(self, data: bytes) -> bytes:
-        call, expected_fingerprint, kv = calls.decode_call(data)
+        call, expected_fingerprint, kv = calls.decode_call(data, self._config.max_message_bytes)
         served = self._services.lease(expected_fingerprint)
         try:
             served.validator.check_call(call)

@@ -1,6 +1,9 @@
 """A model in another process, as a session host of this one."""
 
 import contextlib
+import math
+import sys
+import time
 from dataclasses import dataclass
 
 import torch
@@ -9,8 +12,9 @@ from splitlearn_comm import Action, ComputeCall, ComputeResult, Forward, KVEntri
 from splitlearn_comm.errors import ServerUnavailableError, SessionNotFoundError
 from splitlearn_comm.framing.calls import decode_result, encode_call
 from splitlearn_comm.framing.chunks import whole
-from splitlearn_comm.framing.steps import Answer, Inbox, encode_import, encode_step
+from splitlearn_comm.framing.steps import Answer, Inbox, encode_import, encode_step, with_timeout
 from splitlearn_comm.messages import SessionState
+from splitlearn_comm.worker import DUE_S
 from splitlearn_manager.errors import ModelFaultError
 from splitlearn_manager.runtime.figures import EngineReading
 from splitlearn_manager.runtime.measured_host import MeasuredHost
@@ -19,6 +23,8 @@ from splitlearn_manager.runtime.process_frames import Frame, Kind
 from splitlearn_manager.runtime.process_tensors import packed, unpacked
 
 _NO_CHUNKS = 0
+# What the two processes hand each other comes raw, and is in memory already.
+_ANY_SIZE = sys.maxsize
 
 
 @dataclass(frozen=True, slots=True)
@@ -64,12 +70,12 @@ class ProcessHost(MeasuredHost):
         frame = await self._process.call(Kind.COMPUTE, encode_call(call))
         if frame.kind is not Kind.DONE:
             raise _error_of(frame, Inbox(_NO_CHUNKS))
-        return decode_result(frame.payload)
+        return decode_result(frame.payload, max_bytes=_ANY_SIZE)
 
     async def open_session(self, session_id: str, client: str = "") -> None:
         """Have the process make room for a session."""
         self._num_opened += 1
-        session = _Session(self._num_opened, Inbox(_NO_CHUNKS))
+        session = _Session(self._num_opened, Inbox(_NO_CHUNKS, _ANY_SIZE))
         self._sessions[session_id] = session
         try:
             await self._ask(session, Kind.OPEN, client.encode())
@@ -80,16 +86,17 @@ class ProcessHost(MeasuredHost):
             raise
 
     async def run_step(self, session_id: str, action: Action) -> torch.Tensor | None:
-        """Have the process do a step.
+        """Have the process do a step; where `splitlearn_comm.worker.DUE_S` is set, not behind that time.
 
         Raises:
+            DeadlineExceededError: its turn came too late; nothing was done.
             SessionNotFoundError: the session is not open, or an earlier step of it failed half-way.
             ServerUnavailableError: the process has ended.
         """
         session = self._session_of(session_id)
         payload = _packed_forward(action)
         if payload is None:
-            frame = await self._process.call(Kind.STEP, whole(encode_step(0, 0, action)), session.number)
+            frame = await self._process.call(Kind.STEP, _encoded(action), session.number)
         else:
             frame = await self._process.call(Kind.FORWARD, payload, session.number)
         if frame.kind is Kind.OUTPUT:
@@ -132,8 +139,14 @@ class ProcessHost(MeasuredHost):
 def _packed_forward(action: Action) -> bytes | None:
     """Return the short form of a step, None where it has none."""
     if isinstance(action, Forward) and action.attention_mask is None and action.position_ids is None:
-        return packed(action.hidden)
+        return packed(action.hidden, DUE_S.get())
     return None
+
+
+def _encoded(action: Action) -> bytes:
+    """Return the long form of a step."""
+    message, due_s = encode_step(0, 0, action), DUE_S.get()
+    return whole(message if due_s == math.inf else with_timeout(message, due_s - time.monotonic()))
 
 
 def _answer_of(frame: Frame, session: _Session) -> Answer:

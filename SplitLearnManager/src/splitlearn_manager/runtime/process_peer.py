@@ -2,6 +2,9 @@
 
 import asyncio
 import logging
+import math
+import sys
+import time
 from collections.abc import Awaitable, Callable
 
 from splitlearn_comm import CommError, SessionHost
@@ -10,21 +13,24 @@ from splitlearn_comm.framing.chunks import whole
 from splitlearn_comm.framing.steps import (
     Import,
     Inbox,
+    Request,
     encode_done,
     encode_refusal,
     encode_state,
 )
 from splitlearn_comm.messages import Action, Crop, Forward, Reorder, SessionState, StartRecording
+from splitlearn_comm.server.due import in_time
 from splitlearn_comm.server.faults import told_without_contents
 from splitlearn_manager.runtime.engine_driver import ASKED_S
 from splitlearn_manager.runtime.measured_host import MeasuredHost
 from splitlearn_manager.runtime.process_channel import Channel
 from splitlearn_manager.runtime.process_frames import Frame, Kind
-from splitlearn_manager.runtime.process_tensors import packed, unpacked
+from splitlearn_manager.runtime.process_tensors import due_of, packed, unpacked
 
 logger = logging.getLogger(__name__)
 
 _DONE = (Kind.DONE, whole(encode_done(0, 0)))
+_ANY_SIZE = sys.maxsize
 _ACTIONS = (Forward, Reorder, Crop, StartRecording)
 
 
@@ -88,25 +94,26 @@ class HostPeer:
 
     async def _open(self, frame: Frame) -> tuple[Kind, bytes]:
         await self._host.open_session(str(frame.session), frame.payload.decode())
-        self._inboxes[frame.session] = Inbox(0)
+        self._inboxes[frame.session] = Inbox(0, _ANY_SIZE)
         return _DONE
 
     async def _forward(self, frame: Frame) -> tuple[Kind, bytes]:
-        return await self._run(frame, Forward(unpacked(frame.payload)))
+        return await self._run(frame, Forward(unpacked(frame.payload)), due_of(frame.payload))
 
     async def _step(self, frame: Frame) -> tuple[Kind, bytes]:
         request = self._inbox(frame).request(frame.payload)
         assert request is not None
         assert isinstance(request.action, _ACTIONS)
-        return await self._run(frame, request.action)
+        return await self._run(frame, request.action, _due_of(request, frame.sent_s))
 
-    async def _run(self, frame: Frame, action: Action) -> tuple[Kind, bytes]:
-        output = await self._host.run_step(str(frame.session), action)
+    async def _run(self, frame: Frame, action: Action, due_s: float) -> tuple[Kind, bytes]:
+        step = self._host.run_step(str(frame.session), action)
+        output = await (step if due_s == math.inf else in_time(step, due_s))
         payload = None if output is None else packed(output)
         return (Kind.DONE, whole(encode_done(0, 0, output))) if payload is None else (Kind.OUTPUT, payload)
 
     async def _compute(self, frame: Frame) -> tuple[Kind, bytes]:
-        call, _, _ = decode_call(frame.payload)
+        call, _, _ = decode_call(frame.payload, _ANY_SIZE)
         return Kind.DONE, encode_result(await self._host.compute(call))
 
     async def _export(self, frame: Frame) -> tuple[Kind, bytes]:
@@ -132,3 +139,10 @@ class HostPeer:
     def _inbox(self, frame: Frame) -> Inbox:
         # Of a session that is closed already the host says so itself.
         return self._inboxes.get(frame.session) or Inbox(0)
+
+
+def _due_of(request: Request, sent_s: float) -> float:
+    """Return until when somebody waits for a step, on `time.monotonic`; infinity where that is not told."""
+    if not request.timeout_ms:
+        return math.inf
+    return time.monotonic() + request.timeout_ms / 1000 - (time.perf_counter() - sent_s)
