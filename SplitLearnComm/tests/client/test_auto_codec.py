@@ -2,15 +2,29 @@
 
 import asyncio
 import logging
+import threading
+import time
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import replace
 
 import pytest
 import torch
 
-from splitlearn_comm import AsyncComputeClient, ClientLimits, GRPCComputeServer, GRPCServerConfig
+from splitlearn_comm import (
+    AsyncComputeClient,
+    ClientLimits,
+    DeadlineExceededError,
+    GRPCComputeServer,
+    GRPCServerConfig,
+    InvalidRequestError,
+    ResourceExhaustedError,
+    ServiceInfo,
+)
+from splitlearn_comm.client.deadline import Deadline
 from splitlearn_comm.codec import AutoCodec, CodecChoice, CodecPlan, registry
 from splitlearn_comm.messages import Codecs
 from splitlearn_comm.quickstart import Client
-from splitlearn_comm.testing import Identity, LinkEmulator, LinkQuality, RunningSumHost, ServerProcess
+from splitlearn_comm.testing import DroppingPeer, Identity, LinkEmulator, LinkQuality, RunningSumHost, ServerProcess
 
 SLOW = LinkQuality(bytes_per_s=1e6)
 HIDDEN_BTH = torch.randn(1, 64, 512, generator=torch.Generator().manual_seed(0)).bfloat16().float()
@@ -172,3 +186,109 @@ def test_the_loss_accepted_may_be_given_beside_what_codecs_lose(sums: str) -> No
 def test_a_sample_has_elements() -> None:
     with pytest.raises(ValueError, match="expected one with elements"):
         AutoCodec(sample=torch.empty(0, 3))
+
+
+def test_a_pause_for_which_there_is_no_time_is_left_out() -> None:
+    # The probe's first message is over what may be sent in an hour.
+    limits = ClientLimits(bytes_per_s=1.0)
+    with (
+        GRPCComputeServer(RunningSumHost(), port=0, config=GRPCServerConfig(client_limits=limits)) as server,
+        Client(server.address, codec="auto", connect_timeout_s=60) as client,
+    ):
+        began_s = time.monotonic()
+        with pytest.raises(ResourceExhaustedError):
+            client.session()
+        assert client.codec_choices()[server.address].codec == "raw"
+        assert time.monotonic() - began_s < 30
+
+        async def asynchronous() -> None:
+            async with AsyncComputeClient(server.address, codec="auto", connect_timeout_s=60) as other:
+                with pytest.raises(ResourceExhaustedError):
+                    await other.session().open()
+
+        asyncio.run(asynchronous())
+        assert time.monotonic() - began_s < 60
+
+
+def test_those_who_wait_for_a_choice_wait_no_longer_than_they_have_time() -> None:
+    with DroppingPeer() as silent, Client(silent.address, codec="auto", connect_timeout_s=1.0) as client:
+
+        def took_s(_: int) -> float:
+            began_s = time.monotonic()
+            with pytest.raises(DeadlineExceededError):
+                client.session()
+            return time.monotonic() - began_s
+
+        with ThreadPoolExecutor(4) as pool:
+            assert max(pool.map(took_s, range(4))) < 1.9
+
+
+def test_a_step_waits_for_the_choice_of_another_session_as_long_as_it_may() -> None:
+    async def run(address: str) -> None:
+        async with AsyncComputeClient(address, codec="auto", connect_timeout_s=30) as client:
+            opening = asyncio.create_task(client.session().open())
+            await asyncio.sleep(0)
+            with pytest.raises(DeadlineExceededError, match=r"within 0.3 s"):
+                await client.session().step(torch.ones(1, 1, 4), timeout_s=0.3)
+            assert not opening.done()
+            opening.cancel()
+
+    with DroppingPeer() as silent:
+        asyncio.run(run(silent.address))
+
+
+def test_the_choice_for_one_server_is_not_waited_for_by_another(sums: str) -> None:
+    async def run(silent: str) -> None:
+        async with AsyncComputeClient([silent, sums], codec="auto", connect_timeout_s=30) as client:
+            deadline = asyncio.timeout(20)
+            async with deadline:
+                hanging = asyncio.create_task(client._choose_codec(silent, Deadline.after(30)))
+                await asyncio.sleep(0)
+                assert (await client._choose_codec(sums, Deadline.after(10))).codec == "raw"
+                assert not hanging.done()
+                hanging.cancel()
+
+    with DroppingPeer() as silent:
+        asyncio.run(run(silent.address))
+
+
+def test_codecs_are_measured_where_the_event_loop_does_not_wait(sums: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    measured_on: list[threading.Thread] = []
+
+    def kl(name: str) -> float:
+        measured_on.append(threading.current_thread())
+        return 0.0
+
+    costs = AutoCodec.costs
+    monkeypatch.setattr(
+        AutoCodec, "costs", lambda *given: measured_on.append(threading.current_thread()) or costs(*given)
+    )
+
+    async def run(address: str) -> None:
+        codec = AutoCodec(max_kl=1.0, kl=kl, sample=torch.randn(1, 64, 512))
+        async with AsyncComputeClient(address, codec=codec) as client, client.session():
+            pass
+
+    with LinkEmulator(sums, SLOW) as link:
+        asyncio.run(run(link.address))
+    assert len(measured_on) >= 2
+    assert threading.main_thread() not in measured_on
+
+
+@pytest.mark.parametrize("hidden_size", [0, 2**31])
+def test_a_server_with_impossible_hidden_states_is_refused_in_the_words_of_this_package(hidden_size: int) -> None:
+    class Odd(RunningSumHost):
+        def get_info(self) -> ServiceInfo:
+            return replace(super().get_info(), hidden_size=hidden_size)
+
+    with (
+        GRPCComputeServer(Odd(), port=0) as server,
+        Client(server.address, codec="auto") as client,
+        pytest.raises(InvalidRequestError, match=f"have {hidden_size} elements"),
+    ):
+        client.session()
+
+
+@pytest.mark.parametrize(("hidden_size", "num_tokens"), [(4096, 128), (1 << 20, 4), (1 << 24, 1)])
+def test_the_sample_is_no_larger_than_tells_something(hidden_size: int, num_tokens: int) -> None:
+    assert AutoCodec().sample_for(hidden_size, None).shape == (1, num_tokens, hidden_size)

@@ -17,7 +17,7 @@ import torch
 import splitlearn_comm.protocol as protocol
 from splitlearn_comm.client.aio_session import AsyncClientSession
 from splitlearn_comm.client.aio_stream import AsyncStream
-from splitlearn_comm.client.chooser import CodecChooser, Question, Reply
+from splitlearn_comm.client.chooser import CodecChooser, Question, Reply, Work
 from splitlearn_comm.client.closing import AsyncClosing, closed_here, is_cancelled_by_its_owner
 from splitlearn_comm.client.course import Pause, SessionCourse
 from splitlearn_comm.client.cursor import SessionCursor
@@ -57,8 +57,9 @@ class AsyncComputeClient:
         self._statistics = ClientStatistics()
         self._info: ServiceInfo | None = None
         self._closing = AsyncClosing()
-        self._chooser = CodecChooser(self._settings.auto or AutoCodec())
-        self._choosing = asyncio.Lock()
+        self._chooser = CodecChooser(self._settings.auto or AutoCodec(), self._settings.max_message_bytes)
+        # What two measure over one link at the same time is half of what there is.
+        self._choosing = {address: asyncio.Lock() for address in addresses}
 
     def __repr__(self) -> str:
         return f"<{type(self).__name__} of {self.address}>"
@@ -249,23 +250,37 @@ class AsyncComputeClient:
 
     async def _choose_codec(self, address: str, deadline: Deadline) -> CodecChoice:
         """What to code hidden states with over the link to a server: what was chosen, or chosen now."""
-        async with self._choosing:  # what two measure at the same time is half of what there is
-            asking = self._chooser.choosing(address)
-            try:
-                effect = next(asking)
-                while True:
-                    try:
-                        result = await self._perform(effect, address, deadline)
-                    except CommError as error:
-                        effect = asking.throw(error)
-                    else:
-                        effect = asking.send(result)
-            except StopIteration as end:
-                choice: CodecChoice = end.value
-                return choice
+        try:
+            async with asyncio.timeout(deadline.remaining_s()):
+                await self._choosing[address].acquire()
+        except TimeoutError as error:
+            raise deadline.exceeded() from error
+        try:
+            return await self._follow_choice(address, deadline)
+        finally:
+            self._choosing[address].release()
 
-    async def _perform(self, effect: Question | Pause, address: str, deadline: Deadline) -> Reply | None:
+    async def _follow_choice(self, address: str, deadline: Deadline) -> CodecChoice:
+        asking = self._chooser.choosing(address)
+        try:
+            effect = next(asking)
+            while True:
+                try:
+                    result = await self._perform(effect, address, deadline)
+                except CommError as error:
+                    effect = asking.throw(error)
+                else:
+                    effect = asking.send(result)
+        except StopIteration as end:
+            choice: CodecChoice = end.value
+            return choice
+
+    async def _perform(self, effect: Question | Pause | Work, address: str, deadline: Deadline) -> Any:
+        if isinstance(effect, Work):
+            return await asyncio.to_thread(effect.call)
         if isinstance(effect, Pause):
+            if not deadline.allows(effect.seconds):
+                return None
             await asyncio.sleep(effect.seconds)
             return None
         began_s = time.perf_counter()

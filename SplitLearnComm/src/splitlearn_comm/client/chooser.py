@@ -1,15 +1,16 @@
 """`codec="auto"`: asks a server and the link to it, and chooses; once for each server.
 
-Pure but for the costs of codecs, which are measured here: a generator that says what to ask, as the course of a session
-does, for the synchronous and the asyncio client to follow.
+Pure: a generator that says what to ask and what to measure, as the course of a session does, for the synchronous and
+the asyncio client to follow.
 """
 
 from __future__ import annotations
 
 import logging
 import os
-from collections.abc import Generator
+from collections.abc import Callable, Generator
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import splitlearn_comm.protocol as protocol
@@ -39,8 +40,16 @@ class Reply:
     seconds: float
 
 
-Asking = Generator[Question | Pause, Any, CodecChoice]
-"""What a client does; it sends back the `Reply` to a question, or throws in the `CommError` with which it failed."""
+@dataclass(frozen=True, slots=True)
+class Work:
+    """Something to compute on this machine that takes a while: nothing else may have to wait for it."""
+
+    call: Callable[[], Any]
+
+
+Asking = Generator[Question | Pause | Work, Any, CodecChoice]
+"""What a client does; it sends back the `Reply` to a question and the result of work, or throws in the `CommError` with
+which it failed. A pause for which there is no time is left out: what is known by then has to do."""
 
 
 class CodecChooser:
@@ -48,10 +57,12 @@ class CodecChooser:
 
     Args:
         auto: How to choose.
+        max_bytes: Largest message sent; the tensor that codecs are measured on is no larger.
     """
 
-    def __init__(self, auto: AutoCodec) -> None:
+    def __init__(self, auto: AutoCodec, max_bytes: int) -> None:
         self._auto = auto
+        self._max_bytes = max_bytes
         self._choices: dict[str, CodecChoice] = {}
         self._costs: dict[tuple[str, ...], list[CodecCost]] = {}
 
@@ -63,15 +74,18 @@ class CodecChooser:
         """Choose for a server, unless that is done: yields what to ask it, is sent what came back.
 
         Raises:
-            CommError: The server cannot be asked.
+            CommError: The server cannot be asked, or says of its tensors what cannot be.
             ValueError: The server does not say what tensors it takes, and there is no sample of them.
         """
-        if (choice := self._choices.get(address)) is not None:
-            return choice
+        if (known := self._choices.get(address)) is not None:
+            return known
         answer: Reply = yield Question(protocol.GET_SERVICE_INFO, b"")
-        costs = self._costs_for(service.decode_info(answer.message))
+        costs = yield Work(partial(self._costs_for, service.decode_info(answer.message)))
         bandwidth = yield from _asking_bandwidth()
-        choice = choose_codec(costs, bandwidth_bytes_per_s=bandwidth, max_kl=self._auto.max_kl, kl=self._auto.kl)
+        auto = self._auto
+        # Work too: what a lossy codec loses may be measured when its turn comes.
+        choose = partial(choose_codec, costs, bandwidth_bytes_per_s=bandwidth, max_kl=auto.max_kl, kl=auto.kl)
+        choice: CodecChoice = yield Work(choose)
         self._choices[address] = choice
         logger.info("codec for %s: %s", address, choice)
         return choice
@@ -79,12 +93,12 @@ class CodecChooser:
     def _costs_for(self, info: ServiceInfo) -> list[CodecCost]:
         # Of this machine, and the same for all servers that have the same codecs.
         if (costs := self._costs.get(info.codecs)) is None:
-            sample = self._auto.sample_for(info.hidden_size, info.dtype)
+            sample = self._auto.sample_for(info.hidden_size, info.dtype, self._max_bytes)
             costs = self._costs[info.codecs] = self._auto.costs(sample, info.codecs)
         return costs
 
 
-def _asking_bandwidth() -> Generator[Question | Pause, Any, float]:
+def _asking_bandwidth() -> Generator[Question | Pause | Work, Any, float]:
     probe = measure_bandwidth()
     try:
         size = next(probe)

@@ -14,7 +14,7 @@ import grpc
 import torch
 
 import splitlearn_comm.protocol as protocol
-from splitlearn_comm.client.chooser import CodecChooser, Question, Reply
+from splitlearn_comm.client.chooser import CodecChooser, Question, Reply, Work
 from splitlearn_comm.client.closing import Closing, closed_here
 from splitlearn_comm.client.course import Pause, SessionCourse
 from splitlearn_comm.client.cursor import SessionCursor
@@ -68,8 +68,9 @@ class GRPCComputeClient:
         }
         self._statistics = ClientStatistics()
         self._info: ServiceInfo | None = None
-        self._chooser = CodecChooser(self._settings.auto or AutoCodec())
-        self._choosing = threading.Lock()
+        self._chooser = CodecChooser(self._settings.auto or AutoCodec(), self._settings.max_message_bytes)
+        # What two measure over one link at the same time is half of what there is.
+        self._choosing = {address: threading.Lock() for address in addresses}
 
     def __repr__(self) -> str:
         return f"<{type(self).__name__} of {self.address}>"
@@ -285,23 +286,34 @@ class GRPCComputeClient:
 
     def _choose_codec(self, address: str, deadline: Deadline) -> CodecChoice:
         """What to code hidden states with over the link to a server: what was chosen, or chosen now."""
-        with self._choosing:  # what two measure at the same time is half of what there is
-            asking = self._chooser.choosing(address)
-            try:
-                effect = next(asking)
-                while True:
-                    try:
-                        result = self._perform(effect, address, deadline)
-                    except CommError as error:
-                        effect = asking.throw(error)
-                    else:
-                        effect = asking.send(result)
-            except StopIteration as end:
-                choice: CodecChoice = end.value
-                return choice
+        if not self._choosing[address].acquire(timeout=deadline.remaining_s()):
+            raise deadline.exceeded()
+        try:
+            return self._follow_choice(address, deadline)
+        finally:
+            self._choosing[address].release()
 
-    def _perform(self, effect: Question | Pause, address: str, deadline: Deadline) -> Reply | None:
+    def _follow_choice(self, address: str, deadline: Deadline) -> CodecChoice:
+        asking = self._chooser.choosing(address)
+        try:
+            effect = next(asking)
+            while True:
+                try:
+                    result = self._perform(effect, address, deadline)
+                except CommError as error:
+                    effect = asking.throw(error)
+                else:
+                    effect = asking.send(result)
+        except StopIteration as end:
+            choice: CodecChoice = end.value
+            return choice
+
+    def _perform(self, effect: Question | Pause | Work, address: str, deadline: Deadline) -> Any:
+        if isinstance(effect, Work):
+            return effect.call()
         if isinstance(effect, Pause):
+            if not deadline.allows(effect.seconds):
+                return None
             time.sleep(effect.seconds)
             return None
         began_s = time.perf_counter()

@@ -9,8 +9,12 @@ import torch
 
 from splitlearn_comm.codec.choice import CodecCost, LossOf, measure_cost
 from splitlearn_comm.codec.registry import RAW, codec_named, usable_names
+from splitlearn_comm.errors import InvalidRequestError
+from splitlearn_comm.protocol import MAX_MESSAGE_BYTES
 
 _SAMPLE_TOKENS = 128
+# More elements say nothing more about a codec, and a server says how many there are.
+_SAMPLE_BYTES = 16 << 20
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -44,14 +48,18 @@ class AutoCodec:
                 f"kl={{'int8': ...}}), or load the model with splitlearn, which measures it"
             )
 
-    def sample_for(self, hidden_size: int | None, dtype: torch.dtype | None) -> torch.Tensor:
+    def sample_for(
+        self, hidden_size: int | None, dtype: torch.dtype | None, max_bytes: int = MAX_MESSAGE_BYTES
+    ) -> torch.Tensor:
         """The tensor to measure codecs on.
 
         Args:
             hidden_size: H, as the server says; None if it takes any tensor.
             dtype: Of the hidden states, as the server says; None for any.
+            max_bytes: Largest message sent.
 
         Raises:
+            InvalidRequestError: No token of that size can be sent.
             ValueError: There is no sample, and the server does not say what it takes.
         """
         if self.sample is not None:
@@ -63,7 +71,14 @@ class AutoCodec:
             )
         # Exponents of normal numbers are spread as those of hidden states are: zstd gains about as much.
         generator = torch.Generator().manual_seed(0)
-        return torch.randn(1, _SAMPLE_TOKENS, hidden_size, generator=generator).to(dtype or torch.float32)
+        token_bytes = hidden_size * 4
+        if not 0 < token_bytes <= max_bytes:
+            raise InvalidRequestError(
+                f"the server says that its hidden states have {hidden_size} elements: expected some, and "
+                f"no more than fit into max_message_bytes={max_bytes}; is it a server of this kind?"
+            )
+        num_tokens = max(1, min(_SAMPLE_TOKENS, _SAMPLE_BYTES // token_bytes))
+        return torch.randn(1, num_tokens, hidden_size, generator=generator).to(dtype or torch.float32)
 
     def costs(self, sample: torch.Tensor, known: Collection[str]) -> list[CodecCost]:
         """What raw and each codec that may be chosen takes on a tensor, measured.
