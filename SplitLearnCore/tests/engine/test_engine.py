@@ -379,3 +379,23 @@ def test_attention_of_another_kind_is_padded(trunk: Trunk) -> None:
 def test_it_prints_its_state_in_one_line(trunk: Trunk, engine: TrunkEngine) -> None:
     opened(engine, trunk, {"a": 5})
     assert repr(engine).startswith("TrunkEngine(1 sessions, 5 tokens, Scheduler(running nothing, waiting 0 steps")
+
+
+def test_a_step_that_was_asked_for_while_a_chunk_ran_goes_before_the_next_chunk() -> None:
+    now_s = [0.0]
+    trunk = tiny_split("llama").trunk
+    trunk.register_forward_hook(lambda *_: now_s.__setitem__(0, now_s[0] + 1.0))
+    engine = TrunkEngine(trunk, LIMITS, clock=lambda: now_s[0])
+    for name in ("prompt", "short"):
+        engine.open(name, client=name)
+    hidden_BTH = torch.randn(1, 64, trunk.hidden_size)
+    engine.submit("short", RunTokens(hidden_BTH=hidden_BTH[:, :1]))
+    run(engine)
+    engine.submit("prompt", RunTokens(hidden_BTH=hidden_BTH))
+    began_s = now_s[0]
+    assert (turn := engine.turn()).batch is not None
+    assert turn.batch.kind is BatchKind.PROMPT
+    now_s[0] += 0.25  # a thread takes it in a moment after the chunk
+    engine.submit("short", RunTokens(hidden_BTH=hidden_BTH[:, :1]), asked_s=began_s + 0.5)
+    assert (turn := engine.turn()).batch is not None
+    assert turn.batch.kind is BatchKind.JOINED

@@ -25,7 +25,7 @@ def read(figures: EngineFigures) -> EngineReading:
     return figures.reading(num_sessions=2, cached_tokens=5, kv_bytes=80, kv_limit_bytes=None)
 
 
-def step(ticket: int, num_tokens: int, arrival_s: float, asked_s: float | None = None) -> Step:
+def step(ticket: int, num_tokens: int, arrival_s: float) -> Step:
     return Step(
         ticket=ticket,
         session_id=str(ticket),
@@ -34,14 +34,13 @@ def step(ticket: int, num_tokens: int, arrival_s: float, asked_s: float | None =
         arrival_s=arrival_s,
         num_rows=2,
         num_tokens=num_tokens,
-        asked_s=asked_s,
     )
 
 
 def test_a_batch_is_one_forward_and_each_step_waits_for_its_first_chunk() -> None:
     figures = EngineFigures()
     prompt = step(1, 10, arrival_s=1.0)
-    short = (step(2, 1, arrival_s=2.0), step(3, 1, arrival_s=2.5, asked_s=1.5))
+    short = (step(2, 1, arrival_s=2.0), step(3, 1, arrival_s=1.5))
     figures.add(Batch(kind=BatchKind.PROMPT, chunks=(Chunk(step=prompt, begin=0, end=6),)), 1.25, 2.25)
     figures.add(Batch(kind=BatchKind.JOINED, chunks=tuple(Chunk(step=s, begin=0, end=1) for s in short)), 3.0, 3.5)
     figures.add(Batch(kind=BatchKind.PROMPT, chunks=(Chunk(step=prompt, begin=6, end=10),)), 3.5, 4.0)

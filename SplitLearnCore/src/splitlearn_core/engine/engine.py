@@ -128,7 +128,7 @@ class TrunkEngine:
         Args:
             session_id: its session.
             action: what it asks for.
-            asked_s: when it was asked for, on the engine's clock, if that was before now; decides nothing.
+            asked_s: when it was asked for, on the engine's clock, if that was before now: while a forward ran, perhaps.
 
         Returns:
             Its ticket, which its result will carry.
@@ -196,8 +196,7 @@ class TrunkEngine:
             session_id=session.session_id,
             client=session.client,
             kind=StepKind.OTHER,
-            arrival_s=self._clock(),
-            asked_s=asked_s,
+            arrival_s=self._clock() if asked_s is None else asked_s,
         )
         if not isinstance(action, RunTokens):
             return step

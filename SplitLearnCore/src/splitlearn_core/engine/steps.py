@@ -26,7 +26,7 @@ class Step:
     kind: StepKind
     """What it asks for."""
     arrival_s: float
-    """When it came, on the clock of all times here."""
+    """When it was asked for, on the clock of all times here; that may be before it was submitted."""
     num_rows: int = 1
     """Rows of its hidden states."""
     num_tokens: int = 0
@@ -35,13 +35,6 @@ class Step:
     """Whether it may share a forward with steps of other sessions."""
     can_be_cut: bool = True
     """Whether its tokens may come in several forwards."""
-    asked_s: float | None = None
-    """When it was asked for, if that was before it came; decides nothing."""
-
-    @property
-    def came_s(self) -> float:
-        """Since when somebody waits for it."""
-        return self.arrival_s if self.asked_s is None else self.asked_s
 
 
 @dataclass(frozen=True, kw_only=True)

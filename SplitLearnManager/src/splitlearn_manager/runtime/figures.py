@@ -119,7 +119,7 @@ class EngineFigures:
         self.num_tokens += batch.size
         for chunk in batch.chunks:
             if not chunk.begin:
-                self.queue_s.add(began_s - chunk.step.came_s)
+                self.queue_s.add(began_s - chunk.step.arrival_s)
 
     def reading(
         self, *, num_sessions: int, cached_tokens: int, kv_bytes: int, kv_limit_bytes: int | None
