@@ -92,7 +92,7 @@ class ExponentialBackoff(RetryStrategy):
     multiplier: float = 2.0
     """How many times longer than the time before."""
     max_attempts: int = 4
-    """Attempts in all, the first included; refusals that say when to come back do not count, unless there is but one."""
+    """Attempts in all, the first included; refusals that say when to come back count only where there is but one."""
     jitter: float = 0.2
     """Fraction of the delay by which it varies to either side, so that clients do not all come back at once."""
 
