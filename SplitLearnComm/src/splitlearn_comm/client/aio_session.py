@@ -31,7 +31,7 @@ from splitlearn_comm.client.session import CLOSE_TIMEOUT_S
 from splitlearn_comm.client.settings import ClientSettings
 from splitlearn_comm.client.statistics import StepBreakdown
 from splitlearn_comm.codec import CodecChoice
-from splitlearn_comm.errors import CommError
+from splitlearn_comm.errors import CommError, DeadlineExceededError
 from splitlearn_comm.framing import steps
 from splitlearn_comm.logs import ids
 from splitlearn_comm.messages import Action, Crop, Forward, Reorder, StartRecording
@@ -120,13 +120,14 @@ class AsyncClientSession:
 
     async def close(self) -> None:
         """End the session. May be called twice, and when the server is gone."""
-        if self._leaving is not None:
-            await asyncio.wait({self._leaving})  # it is on its way to another server, and is closed there
-        stream, self._stream = self._stream, None
+        deadline = Deadline.after(CLOSE_TIMEOUT_S)
         # Behind a step that another waits for, its answer would be taken for the answer to this.
-        is_polite = stream is not None and not self._cursor.is_over and not self._is_in_use
+        is_polite = not self._is_in_use and await self._has_left(deadline) and not self._cursor.is_over
+        stream, self._stream = self._stream, None
         self._cursor.end()
         self._closing.wake()
+        if self._leaving is not None:
+            self._leaving.cancel()  # a write over a stream that is still to connect does not end with that
         if stream is None:
             return
         try:
@@ -134,7 +135,7 @@ class AsyncClientSession:
                 # Higher than that of any step: a second answer to the last one is not taken for the answer to this.
                 number = self._cursor.step_id + 2
                 with contextlib.suppress(CommError):
-                    await stream.exchange(steps.encode_close(number), Deadline.after(CLOSE_TIMEOUT_S), number)
+                    await stream.exchange(steps.encode_close(number), deadline, number)
         finally:
             stream.close()
 
@@ -148,18 +149,27 @@ class AsyncClientSession:
         await self.close()
 
     async def _run(self, action: Action, timeout_s: float | None) -> torch.Tensor | None:
-        if self._leaving is not None:
-            await asyncio.wait({self._leaving})
+        deadline = Deadline.of_step(timeout_s, self._settings.step_timeout_s)
         if self._is_in_use:
             raise RuntimeError("two tasks use one session at the same time; open one for each")
-        self._is_in_use = True
+        self._is_in_use = True  # from here on it does not leave by itself
         try:
+            if self._leaving is not None and not await self._has_left(deadline):
+                raise deadline.exceeded()
             message = self._cursor.step_message(action)
-            deadline = Deadline.of_step(timeout_s, self._settings.step_timeout_s)
             answer = await self._follow(self._course.exchange(message, deadline), deadline)
             return self._cursor.take_answer(answer, len(message))
         finally:
             self._is_in_use = False
+
+    async def _has_left(self, deadline: Deadline) -> bool:
+        """Wait until the session is not on its way to another server; False if it still is at the deadline."""
+        while (leaving := self._leaving) is not None and not leaving.done():
+            try:
+                await asyncio.wait({leaving}, timeout=deadline.remaining_s())
+            except DeadlineExceededError:
+                return False
+        return True
 
     def _leave_soon(self, stream: AsyncStream) -> None:
         # A step that is under way sees for itself that the stream has ended.
@@ -193,6 +203,7 @@ class AsyncClientSession:
             answer: steps.Answer = end.value
             return answer
         except BaseException as error:
+            course.close()
             # What the server has done is unknown now; another step could be answered with this one's result.
             if is_step:
                 self._cursor.end(error if isinstance(error, CommError) else CommError("a step was interrupted"))
@@ -202,10 +213,10 @@ class AsyncClientSession:
 
     async def _perform(self, effect: Effect, deadline: Deadline) -> steps.Answer | CodecChoice | None:
         match effect:
-            case Exchange(message, step_id):
+            case Exchange(message, step_id, awaited):
                 if self._stream is None:
                     raise closed_here()  # by another, just now: a course connects before it exchanges
-                return await self._stream.exchange(message, deadline, step_id)
+                return await self._stream.exchange(message, deadline, step_id, awaited)
             case Choose(address):
                 return await self._choose(address, deadline)
             case Connect(address, keeps_other):

@@ -10,8 +10,8 @@ from typing import Any
 import grpc
 import grpc.aio
 
+from splitlearn_comm.client.awaited import Awaited, is_stale
 from splitlearn_comm.client.closing import closed_here, is_cancelled_by_its_owner
-from splitlearn_comm.client.cursor import is_stale
 from splitlearn_comm.client.deadline import Deadline
 from splitlearn_comm.client.failures import calls_away, gone, translate
 from splitlearn_comm.client.statistics import ClientStatistics
@@ -41,18 +41,20 @@ class AsyncStream:
         self._address = address
         self._statistics = statistics
 
-    async def exchange(self, message: Outgoing, deadline: Deadline, step_id: int = 0) -> Answer:
+    async def exchange(
+        self, message: Outgoing, deadline: Deadline, step_id: int = 0, awaited: Awaited = Awaited.STEP
+    ) -> Answer:
         """Send a message and wait for its answer; arguments and errors as in `SyncStream.exchange`."""
         remaining_s = deadline.remaining_s()
-        if step_id and deadline.is_told:
+        if deadline.is_told and awaited is Awaited.STEP:
             message = with_timeout(message, remaining_s)
         self._statistics.count_sent(len(message))
         try:
             async with asyncio.timeout(remaining_s):
                 if isinstance(message, bytes):
                     await self._call.write(message)
-                    return await self._answer_to(step_id)
-                return await self._exchange_chunks(message, step_id)
+                    return await self._answer_to(step_id, awaited)
+                return await self._exchange_chunks(message, step_id, awaited)
         except TimeoutError as error:
             raise deadline.exceeded() from error
         except asyncio.CancelledError:
@@ -62,9 +64,9 @@ class AsyncStream:
         except (grpc.RpcError, asyncio.InvalidStateError) as error:
             raise await self._reason(deadline) from error
 
-    async def _exchange_chunks(self, message: ChunkedMessage, step_id: int) -> Answer:
+    async def _exchange_chunks(self, message: ChunkedMessage, step_id: int, awaited: Awaited) -> Answer:
         # Read from the beginning on: where the stream ends meanwhile, only one who reads is told why.
-        reading = asyncio.create_task(self._answer_to(step_id))
+        reading = asyncio.create_task(self._answer_to(step_id, awaited))
         try:
             with contextlib.suppress(grpc.RpcError, asyncio.InvalidStateError):
                 for piece in messages_of(message):
@@ -73,11 +75,11 @@ class AsyncStream:
         finally:
             reading.cancel()
 
-    async def _answer_to(self, step_id: int) -> Answer:
+    async def _answer_to(self, step_id: int, awaited: Awaited) -> Answer:
         while (data := await self._call.read()) is not _END:
             self._statistics.bytes_received += len(data)
             answer = self._inbox.answer(data)
-            if answer is not None and not is_stale(answer, step_id):
+            if answer is not None and not is_stale(answer, step_id, awaited):
                 return answer
         raise gone(self._address, "it ended the stream")
 

@@ -12,12 +12,13 @@ from collections.abc import Generator
 from dataclasses import dataclass
 from typing import Any
 
-from splitlearn_comm.client.cursor import SessionCursor
+from splitlearn_comm.client.awaited import Awaited
+from splitlearn_comm.client.cursor import SessionCursor, check_opened
 from splitlearn_comm.client.deadline import Deadline
 from splitlearn_comm.client.failures import is_retried, worth_another_round
 from splitlearn_comm.client.replicas import ReplicaBook
 from splitlearn_comm.client.statistics import ClientStatistics
-from splitlearn_comm.errors import CommError, ResourceExhaustedError, ServerUnavailableError
+from splitlearn_comm.errors import ClientClosedError, CommError, ResourceExhaustedError, ServerUnavailableError
 from splitlearn_comm.framing.chunks import Outgoing
 from splitlearn_comm.framing.steps import Answer
 from splitlearn_comm.logs import ids
@@ -56,7 +57,8 @@ class Exchange:
     """Send a message over the stream and wait for its answer."""
 
     message: Outgoing
-    step_id: int = 0
+    step_id: int
+    awaited: Awaited = Awaited.STEP
 
 
 @dataclass(frozen=True, slots=True)
@@ -125,7 +127,7 @@ class SessionCourse:
             if self._is_connected and self._can_move:
                 yield from self._move()
             return answer
-        except CommError:
+        except BaseException:
             self._is_connected = False
             raise
 
@@ -174,6 +176,9 @@ class SessionCourse:
             yield Pause(delay_s)
             answer = yield Exchange(message, self._cursor.step_id + 1)
             attempt += 1
+        if isinstance(answer.error, ServerUnavailableError):
+            self._forsake(answer.error)
+            raise answer.error
         if answer.error is not None:
             # Were the message doubled on its way, a second refusal would follow, and the step might even be done: the
             # next one goes over a stream of its own, and what comes over this one is nobody's.
@@ -183,6 +188,13 @@ class SessionCourse:
         elif answer.draining and self._book.has_others and self._can_move:
             self._should_move = True
         return answer
+
+    def _forsake(self, error: ServerUnavailableError) -> None:
+        """Note that what served the session is gone, though the server that stood before it still answers."""
+        if self._cursor.home is not None:
+            self._book.failed(self._cursor.home, time.monotonic(), error)
+        if self._cursor.can_go_elsewhere:
+            self._cursor.home = None
 
     def _note_busy(self, error: CommError) -> None:
         if isinstance(error, ResourceExhaustedError) and error.retry_after_s is not None:
@@ -244,6 +256,7 @@ class SessionCourse:
             opened = yield from self._open_anew()
             if was_opened and cursor.step_id:
                 yield from self._rebuild(deadline)
+            cursor.take_opened(opened)
         except BaseException:
             if home != address:
                 # Another did not take it; the one before may still have it, under the name it had there.
@@ -263,7 +276,7 @@ class SessionCourse:
         while True:
             yield Connect(address)
             try:
-                answer: Answer = yield Exchange(self._cursor.open_message(resume=True))
+                answer: Answer = yield Exchange(self._cursor.open_message(resume=True), 0, Awaited.OPENED)
             except ResourceExhaustedError as error:
                 answer = self._refused(error)
             delay_s = self._told_delay_s(answer, attempt, deadline)
@@ -279,8 +292,8 @@ class SessionCourse:
 
     def _open_anew(self) -> Course:
         self._cursor.begin_anew()
-        opened: Answer = yield Exchange(self._cursor.open_message(resume=False))
-        self._cursor.take_opened(opened)
+        opened: Answer = yield Exchange(self._cursor.open_message(resume=False), 0, Awaited.OPENED)
+        check_opened(opened)
         return opened
 
     def _rebuild(self, deadline: Deadline) -> Generator[Effect, Any, None]:
@@ -306,14 +319,14 @@ class SessionCourse:
         logger.info("session %s was rebuilt: its %d steps were said again", name, num_steps, extra=told)
 
     def _import(self, state: SessionState | None) -> Generator[Effect, Any, None]:
-        answer: Answer = yield Exchange(self._cursor.import_message(state))
+        answer: Answer = yield Exchange(self._cursor.import_message(state), self._cursor.step_id, Awaited.IMPORTED)
         if answer.error is not None:
             raise answer.error
 
     def _move(self) -> Generator[Effect, Any, None]:
         """Take the session, with its state, from a server that drains to another; stay if nobody takes it."""
         self._should_move = False
-        answer: Answer = yield Exchange(self._cursor.export_message())
+        answer: Answer = yield Exchange(self._cursor.export_message(), self._cursor.step_id, Awaited.STATE)
         if answer.state is None:
             self._can_move = False  # it stays until the server is gone, and is rebuilt then
             return
@@ -325,14 +338,17 @@ class SessionCourse:
         for address in addresses:
             try:
                 yield Connect(address, keeps_other=True)
-                yield from self._open_anew()
+                opened = yield from self._open_anew()
                 yield from self._import(answer.state)
+            except ClientClosedError:
+                raise
             except CommError as error:
                 if isinstance(error, ServerUnavailableError):
                     self._book.failed(address, time.monotonic(), error)
                 cursor.session_id = name
                 yield Return()
             else:
+                cursor.take_opened(opened)
                 yield Settle()
                 self._arrive(address)
                 self._statistics.moves += 1

@@ -149,19 +149,16 @@ class SessionCursor:
         return steps.encode_import(self.step_id, state, self.codecs.kv.to_server)
 
     def take_opened(self, answer: steps.Answer) -> None:
-        """Read the answer to that; raises what the server refused it with."""
-        if answer.error is not None:
-            raise answer.error
-        if answer.opened is None:
-            raise InvalidRequestError("the server answered an open with something else")
+        """Note what the server says of itself that has the session from here on; raises what it refused it with."""
+        opened = check_opened(answer)
         self.was_opened, self._refused = True, None
         # From here on only servers of the same will do.
-        self._expected_fingerprint = self._expected_fingerprint or answer.opened.fingerprint or None
-        if not answer.opened.stateful and self.is_stateful:
+        self._expected_fingerprint = self._expected_fingerprint or opened.fingerprint or None
+        if not opened.stateful and self.is_stateful:
             self.is_stateful = False
             self.history.give_up()
-        self._limit_bytes = min(self._settings.max_message_bytes, answer.opened.max_message_bytes or self._limit_bytes)
-        self._packing = replace(self._packing, chunk_bytes=min(CHUNK_BYTES, answer.opened.chunk_bytes))
+        self._limit_bytes = min(self._settings.max_message_bytes, opened.max_message_bytes or self._limit_bytes)
+        self._packing = replace(self._packing, chunk_bytes=min(CHUNK_BYTES, opened.chunk_bytes))
 
     def step_message(self, action: Action) -> Outgoing:
         """The message of the next step.
@@ -237,8 +234,10 @@ class SessionCursor:
             self.watched.end(reason, self.step_id + 1)
 
 
-def is_stale(answer: steps.Answer, step_id: int) -> bool:
-    """Whether an answer belongs to a message before this step: a network that repeats messages makes two answers."""
+def check_opened(answer: steps.Answer) -> steps.Opened:
+    """What a server says of itself in the answer to an open; raises what it refused it with."""
     if answer.error is not None:
-        return 0 < answer.step_id < step_id
-    return step_id > 0 and (answer.opened is not None or answer.step_id < step_id)
+        raise answer.error
+    if answer.opened is None:
+        raise InvalidRequestError("the server answered an open with something else")
+    return answer.opened

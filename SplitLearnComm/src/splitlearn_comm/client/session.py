@@ -65,10 +65,12 @@ class ClientSession:
         self._cursor = cursor
         self._stream: SyncStream | None = None
         self._put_aside: SyncStream | None = None
-        self._in_use = threading.Lock()
-        self._is_leaving = False
+        self._in_step = threading.Lock()  # by its user: of two of them one is wrong
+        self._in_use = threading.Lock()  # by its user, or on its way to another server
+        self._is_closing = False
         deadline = Deadline.after(settings.open_timeout_s)
-        self._follow(course.open(deadline), deadline)
+        with self._in_use:
+            self._follow(course.open(deadline), deadline)
 
     def __repr__(self) -> str:
         return repr(self._cursor)
@@ -133,24 +135,23 @@ class ClientSession:
 
     def close(self) -> None:
         """End the session. May be called twice, and when the server is gone."""
-        if self._is_leaving:
-            with self._in_use:
-                pass  # it is on its way to another server, and is closed there
-        stream, self._stream = self._stream, None
+        self._is_closing = True
         # Behind a step that another waits for, its answer would be taken for the answer to this.
-        is_polite = stream is not None and not self._cursor.is_over and not self._in_use.locked()
-        self._cursor.end()
-        self._closing.wake()
-        if stream is None:
+        if not self._in_step.acquire(blocking=False):
+            self._end(None)
             return
         try:
-            if is_polite:
-                # Higher than that of any step: a second answer to the last one is not taken for the answer to this.
-                number = self._cursor.step_id + 2
-                with contextlib.suppress(CommError):
-                    stream.exchange(steps.encode_close(number), Deadline.after(CLOSE_TIMEOUT_S), number)
+            deadline = Deadline.after(CLOSE_TIMEOUT_S)
+            # On its way to another server, it is closed there.
+            if not self._in_use.acquire(timeout=CLOSE_TIMEOUT_S):
+                self._end(None)
+                return
+            try:
+                self._end(deadline)
+            finally:
+                self._in_use.release()
         finally:
-            stream.close()
+            self._in_step.release()
 
     def __enter__(self) -> Self:
         return self
@@ -160,37 +161,62 @@ class ClientSession:
     ) -> None:
         self.close()
 
-    def _run(self, action: Action, timeout_s: float | None) -> torch.Tensor | None:
-        if not self._in_use.acquire(blocking=False):
-            if not self._is_leaving:
-                raise RuntimeError("two threads use one session at the same time; open one for each")
-            self._in_use.acquire()
+    def _end(self, deadline: Deadline | None) -> None:
+        """End the session here; at the server too, where it may be asked."""
+        stream, self._stream = self._stream, None
+        was_over = self._cursor.is_over
+        self._cursor.end()
+        self._closing.wake()
+        if stream is None:
+            return
         try:
-            message = self._cursor.step_message(action)
-            deadline = Deadline.of_step(timeout_s, self._settings.step_timeout_s)
-            answer = self._follow(self._course.exchange(message, deadline), deadline)
-            return self._cursor.take_answer(answer, len(message))
+            if deadline is not None and not was_over:
+                # Higher than that of any step: a second answer to the last one is not taken for the answer to this.
+                number = self._cursor.step_id + 2
+                with contextlib.suppress(CommError):
+                    stream.exchange(steps.encode_close(number), deadline, number)
         finally:
-            self._in_use.release()
+            stream.close()
+
+    def _run(self, action: Action, timeout_s: float | None) -> torch.Tensor | None:
+        deadline = Deadline.of_step(timeout_s, self._settings.step_timeout_s)
+        if not self._in_step.acquire(blocking=False):
+            if self._is_closing:
+                raise closed_here()
+            raise RuntimeError("two threads use one session at the same time; open one for each")
+        try:
+            if not self._in_use.acquire(blocking=False):
+                self._wait_for_leave(deadline)
+            try:
+                message = self._cursor.step_message(action)
+                answer = self._follow(self._course.exchange(message, deadline), deadline)
+                return self._cursor.take_answer(answer, len(message))
+            finally:
+                self._in_use.release()
+        finally:
+            self._in_step.release()
+
+    def _wait_for_leave(self, deadline: Deadline) -> None:
+        if not self._in_use.acquire(timeout=min(deadline.remaining_s(), threading.TIMEOUT_MAX)):
+            raise deadline.exceeded()
 
     def _leave_soon(self, stream: SyncStream) -> None:
         threading.Thread(target=self._leave, args=(stream,), name="splitlearn-leave", daemon=True).start()
 
     def _leave(self, stream: SyncStream) -> None:
         """Take the session to another server while its user does nothing with it."""
-        self._is_leaving = True
         # A step that is under way sees for itself that the stream has ended.
-        if self._in_use.acquire(blocking=False):
-            try:
-                if stream is self._stream and not self._cursor.is_over:
-                    deadline = Deadline.after(self._settings.open_timeout_s)
-                    self._follow(self._course.leave(deadline), deadline, is_step=False)
-            except CommError as error:
-                name = self.session_id
-                logger.info("session %s stays where it was for now: %s", name, error, extra=ids(session=name))
-            finally:
-                self._in_use.release()
-        self._is_leaving = False
+        if not self._in_use.acquire(blocking=False):
+            return
+        try:
+            if stream is self._stream and not self._cursor.is_over:
+                deadline = Deadline.after(self._settings.open_timeout_s)
+                self._follow(self._course.leave(deadline), deadline, is_step=False)
+        except CommError as error:
+            name = self.session_id
+            logger.info("session %s stays where it was for now: %s", name, error, extra=ids(session=name))
+        finally:
+            self._in_use.release()
 
     def _follow(self, course: Course, deadline: Deadline, *, is_step: bool = True) -> steps.Answer:
         """Do what a course says; returns the answer that it ends with."""
@@ -207,6 +233,7 @@ class ClientSession:
             answer: steps.Answer = end.value
             return answer
         except BaseException as error:
+            course.close()
             # What the server has done is unknown now; another step could be answered with this one's result.
             if is_step:
                 self._cursor.end(error if isinstance(error, CommError) else CommError("a step was interrupted"))
@@ -216,20 +243,20 @@ class ClientSession:
 
     def _perform(self, effect: Effect, deadline: Deadline) -> steps.Answer | CodecChoice | None:
         match effect:
-            case Exchange(message, step_id):
+            case Exchange(message, step_id, awaited):
                 if self._stream is None:
                     raise closed_here()  # by another, just now: a course connects before it exchanges
-                return self._stream.exchange(message, deadline, step_id)
+                return self._stream.exchange(message, deadline, step_id, awaited)
             case Choose(address):
                 return self._choose(address, deadline)
             case Connect(address, keeps_other):
-                if self._cursor.is_over:
-                    raise closed_here()  # by another, while this waited
                 if keeps_other:
                     self._put_aside, self._stream = self._stream, None
                 self._drop_stream()
-                self._stream = self._connect(address)
-                self._stream.when_called_away(self._leave_soon)
+                self._stream = stream = self._connect(address)
+                if self._cursor.is_over:
+                    raise closed_here()  # by another, while this waited; from here on that ends this stream
+                stream.when_called_away(self._leave_soon)
             case Return():
                 self._drop_stream()
                 self._stream, self._put_aside = self._put_aside, None

@@ -9,8 +9,8 @@ from typing import Any
 
 import grpc
 
+from splitlearn_comm.client.awaited import Awaited, is_stale
 from splitlearn_comm.client.closing import closed_here
-from splitlearn_comm.client.cursor import is_stale
 from splitlearn_comm.client.deadline import Deadline
 from splitlearn_comm.client.failures import calls_away, gone, translate
 from splitlearn_comm.client.statistics import ClientStatistics
@@ -48,14 +48,17 @@ class SyncStream:
         self._call: Any = method(_messages_in(self._outbox))
         watch.add(self)
 
-    def exchange(self, message: Outgoing, deadline: Deadline, step_id: int = 0) -> Answer:
+    def exchange(
+        self, message: Outgoing, deadline: Deadline, step_id: int = 0, awaited: Awaited = Awaited.STEP
+    ) -> Answer:
         """Send a message and wait for its answer.
 
         Args:
             message: With the tensor in it, or in chunks ahead of it.
             deadline: When the answer has to be there.
-            step_id: Number of the step it is; answers to earlier ones, which a repeated message may cause, are passed
-                over.
+            step_id: Number of the step it is, or of the last before it; answers to earlier ones, which a repeated
+                message may cause, are passed over.
+            awaited: What answers it; all else is passed over too.
 
         Raises:
             DeadlineExceededError: It did not come in time; the stream is of no more use.
@@ -65,7 +68,7 @@ class SyncStream:
             CommError: The stream ended for another reason.
         """
         remaining_s = deadline.remaining_s()
-        if step_id and deadline.is_told:
+        if deadline.is_told and awaited is Awaited.STEP:
             message = with_timeout(message, remaining_s)
         self._watch.begin(self, deadline.at_s)
         self._statistics.count_sent(len(message))
@@ -75,7 +78,7 @@ class SyncStream:
                 data: bytes = next(self._call)
                 self._statistics.bytes_received += len(data)
                 answer = self._inbox.answer(data)
-                if answer is not None and not is_stale(answer, step_id):
+                if answer is not None and not is_stale(answer, step_id, awaited):
                     return answer
         except StopIteration:
             raise gone(self._address, "it ended the stream") from None
