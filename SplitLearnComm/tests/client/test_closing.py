@@ -11,6 +11,8 @@ import torch
 from splitlearn_comm import (
     AsyncComputeClient,
     ClientClosedError,
+    ComputeCall,
+    ComputeResult,
     GRPCComputeClient,
     GRPCComputeServer,
     ResourceExhaustedError,
@@ -163,3 +165,28 @@ def test_a_task_that_is_cancelled_by_its_owner_is_cancelled(kind: str) -> None:
     with GRPCComputeServer(function, port=0) as server:
         asyncio.run(main(server.address))
         function.gate.set()
+
+
+class Refusing(RunningSumHost):
+    """Says to every call that it may be asked again in a minute."""
+
+    async def compute(self, call: ComputeCall) -> ComputeResult:
+        raise ResourceExhaustedError("no room", retry_after_s=60.0)
+
+
+def test_a_call_that_pauses_before_it_is_asked_again_ends_with_its_client() -> None:
+    with GRPCComputeServer(Refusing(), port=0) as server, ThreadPoolExecutor(1) as pool:
+        client = GRPCComputeClient(server.address)
+        waiting = pool.submit(client.compute, TOKEN)
+        eventually(lambda: server.statistics().refusals == 1)
+        client.close()
+        assert isinstance(waiting.exception(timeout=20), ClientClosedError)
+
+        async def main() -> BaseException | None:
+            other = AsyncComputeClient(server.address)
+            call = asyncio.create_task(other.compute(TOKEN))
+            await asyncio.to_thread(eventually, lambda: server.statistics().refusals == 2)
+            await other.close()
+            return (await asyncio.gather(call, return_exceptions=True))[0]
+
+        assert isinstance(asyncio.run(main()), ClientClosedError)

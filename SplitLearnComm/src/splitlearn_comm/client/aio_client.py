@@ -188,7 +188,9 @@ class AsyncComputeClient:
 
     async def _call(self, path: str, message: bytes, deadline: Deadline) -> bytes:
         retry = self._settings.retry if self._book.may_retry() else ONCE
-        return await retry.execute_async(lambda: self._try_each(path, message, deadline), deadline)
+        return await retry.execute_async(
+            lambda: self._try_each(path, message, deadline), deadline, pause=self._closing.pause
+        )
 
     async def _try_each(self, path: str, message: bytes, deadline: Deadline) -> bytes:
         """The answer of the first server that can be reached and has room."""
@@ -281,7 +283,7 @@ class AsyncComputeClient:
         if isinstance(effect, Pause):
             if not deadline.allows(effect.seconds):
                 return None
-            await asyncio.sleep(effect.seconds)
+            await self._closing.pause(effect.seconds)
             return None
         began_s = time.perf_counter()
         message = await self._ask(address, effect.path, effect.message, deadline)

@@ -231,7 +231,7 @@ class GRPCComputeClient:
 
     def _call(self, path: str, message: bytes, deadline: Deadline) -> bytes:
         retry = self._settings.retry if self._book.may_retry() else ONCE
-        return retry.execute(lambda: self._try_each(path, message, deadline), deadline)
+        return retry.execute(lambda: self._try_each(path, message, deadline), deadline, pause=self._closing.pause)
 
     def _try_each(self, path: str, message: bytes, deadline: Deadline) -> bytes:
         """The answer of the first server that can be reached and has room."""
@@ -314,7 +314,7 @@ class GRPCComputeClient:
         if isinstance(effect, Pause):
             if not deadline.allows(effect.seconds):
                 return None
-            time.sleep(effect.seconds)
+            self._closing.pause(effect.seconds)
             return None
         began_s = time.perf_counter()
         message = self._ask(address, effect.path, effect.message, deadline)

@@ -60,24 +60,38 @@ class RetryStrategy(ABC):
             raise error
         return delay_s
 
-    def execute(self, func: Callable[[], T], deadline: Deadline | None = None) -> T:
-        """Call `func` until it does not fail, waiting in between; raises the last failure."""
+    def execute(
+        self, func: Callable[[], T], deadline: Deadline | None = None, *, pause: Callable[[float], None] = time.sleep
+    ) -> T:
+        """Call `func` until it does not fail, waiting in between; raises the last failure.
+
+        Args:
+            func: What to do.
+            deadline: Until when.
+            pause: Waits for so many seconds; what it raises ends all.
+        """
         attempt = 1
         while True:
             try:
                 return func()
             except CommError as error:
-                time.sleep(self.delay_after(error, attempt, deadline))
+                pause(self.delay_after(error, attempt, deadline))
                 attempt += _counts(error, deadline)
 
-    async def execute_async(self, func: Callable[[], Awaitable[T]], deadline: Deadline | None = None) -> T:
-        """Await `func` until it does not fail, waiting in between; raises the last failure."""
+    async def execute_async(
+        self,
+        func: Callable[[], Awaitable[T]],
+        deadline: Deadline | None = None,
+        *,
+        pause: Callable[[float], Awaitable[None]] = asyncio.sleep,
+    ) -> T:
+        """Await `func` until it does not fail, waiting in between, as `execute` does; raises the last failure."""
         attempt = 1
         while True:
             try:
                 return await func()
             except CommError as error:
-                await asyncio.sleep(self.delay_after(error, attempt, deadline))
+                await pause(self.delay_after(error, attempt, deadline))
                 attempt += _counts(error, deadline)
 
 
