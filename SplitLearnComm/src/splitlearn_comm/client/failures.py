@@ -54,7 +54,7 @@ RETRY_RULES: Final[Mapping[grpc.StatusCode, RetryRule]] = {
     _Code.INTERNAL: RetryRule(False, "a fault in the code would come again, and a step may be half done"),
     _Code.UNKNOWN: RetryRule(False, "it may have been done"),
     _Code.ABORTED: RetryRule(False, "no server of this package says it"),
-    _Code.ALREADY_EXISTS: RetryRule(False, "no server of this package says it"),
+    _Code.ALREADY_EXISTS: RetryRule(False, "what is there already stays there"),
     _Code.DATA_LOSS: RetryRule(False, "no server of this package says it"),
 }
 """Which failures are tried again: those that become a `ServerUnavailableError`, and refusals that say when to come
