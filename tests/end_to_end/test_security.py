@@ -7,18 +7,20 @@ import subprocess
 import sys
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
 
 from splitlearn import SplitModelForCausalLM
-from splitlearn.cli.security import connection_options, server_config
+from splitlearn.cli.security import check_door, connection_options, door_tree
 from splitlearn.errors import OptionError
 from splitlearn_comm import AuthenticationError, GRPCComputeClient, GRPCComputeServer, GRPCServerConfig
 from splitlearn_comm.client import ClientTLS
 from splitlearn_comm.server import ClientLimits, ServerTLS, TokenFile
 from splitlearn_comm.testing import Identity
 from splitlearn_manager import ManagedServer, ServerConfig
+from splitlearn_manager.settings import settings_from
 from tests.support.certificates import Authority
 from tests.support.models import save_gpt2
 
@@ -90,6 +92,13 @@ def test_options_of_a_client(authority: Authority) -> None:
 
 
 NOTHING: dict[str, Path | None] = dict.fromkeys(("certificate", "key", "client_ca", "token_file"))
+
+
+def server_config(host: str, **options: Any) -> ServerConfig:
+    """Do with these options of `splitlearn serve` what it does."""
+    config = settings_from(("the command line", {"server": door_tree(**options)})).server
+    check_door(host, config)
+    return config
 
 
 def test_serve_says_in_its_own_words_what_is_missing(tokens: Path, tmp_path: Path) -> None:

@@ -11,7 +11,8 @@ from splitlearn_core.cache.part_cache import PartCache
 from splitlearn_core.cache.ragged import AttentionSwitch
 from splitlearn_core.cache.rows import RowsCache
 from splitlearn_core.cache.rows_layers import left_padded, rows_layer
-from splitlearn_core.engine.joined import Share, going_on, run_joined
+from splitlearn_core.engine.joined import Share, run_joined
+from splitlearn_core.parts.part import going_on
 from tests.support.families import tiny_split
 
 FAMILIES_OF_EACH_KIND = ("gpt2", "gemma2", "deepseek_v3", "falcon_h1", "qwen3_next")

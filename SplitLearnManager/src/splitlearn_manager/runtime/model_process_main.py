@@ -24,7 +24,7 @@ from splitlearn_manager.runtime.load_hosted import load_hosted_trunk
 from splitlearn_manager.runtime.load_reporter import LoadReporter
 from splitlearn_manager.runtime.model_spec import ModelSpec
 from splitlearn_manager.runtime.process_frames import Kind
-from splitlearn_manager.runtime.process_link import BlockingLink, end_with
+from splitlearn_manager.runtime.process_link import BlockingLink, end_with, leave
 from splitlearn_manager.runtime.process_peer import HostPeer
 
 logger = logging.getLogger(__name__)
@@ -47,7 +47,11 @@ def run(load: Loader) -> None:
     logging.basicConfig(level=logging.INFO, format="%(levelname)s %(name)s: %(message)s", stream=sys.stderr)
     sys.excepthook = _tell
     link = BlockingLink(connection)
-    host = _load(load, link)
+    try:
+        host = _load(load, link)
+    except ConnectionError:
+        # Whoever notices first: the thread that watches may not be through when this one ends the process.
+        leave()
     if host is None:
         sys.exit(1)
     asyncio.run(_serve(host, link, connection))

@@ -6,6 +6,7 @@ import shutil
 import socket
 import tempfile
 import threading
+from typing import NoReturn
 
 from splitlearn_manager.runtime.process_frames import Frame, FrameReader, Kind, header_of
 
@@ -59,5 +60,10 @@ def _watch(descriptor: int) -> None:
     poll = select.poll()
     poll.register(descriptor, _HANGUP)
     poll.poll()
+    leave()
+
+
+def leave() -> NoReturn:
+    """End this process, whose parent is gone, and what it has written."""
     shutil.rmtree(tempfile.gettempdir(), ignore_errors=True)
     os._exit(1)
