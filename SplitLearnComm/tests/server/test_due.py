@@ -90,6 +90,6 @@ def test_a_client_that_gave_up_is_not_computed_for(timeout_s: float | None) -> N
             session.step(TOKEN, timeout_s=timeout_s)
         function.gate.set()
         busy.result()
-        eventually(lambda: server.statistics().refusals == 1)
+        # In line behind the late step, if that came at all: on a busy machine its client may have given up before.
         patient.compute(TOKEN)
     assert function.num_calls == 2
