@@ -6,6 +6,8 @@ import asyncio
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
+from types import TracebackType
+from typing import Self
 
 from splitlearn_comm.errors import ServiceNotFoundError
 from splitlearn_comm.host import SessionHost
@@ -46,6 +48,14 @@ class Lease:
         on_release, self._on_release = self._on_release, None
         if on_release is not None:
             on_release()
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
+    ) -> None:
+        self.release()
 
 
 class HostDirectory(ABC):

@@ -60,12 +60,11 @@ class ModelHosts(HostDirectory):
         if wanted.version and not wanted.version.isdecimal():
             raise not_found(wanted, self.names())
         try:
-            held = self.manager.host_for(name, int(wanted.version) if wanted.version else None)
+            return self.manager.host_for(name, int(wanted.version) if wanted.version else None)
         except ModelNotFoundError as error:
             raise not_found(wanted, self.names()) from error
         except ModelNotReadyError as error:
             raise ServerUnavailableError(str(error)) from error
-        return Lease(held.host, held.release)
 
     def _unnamed(self, fingerprint: str) -> str:
         ready = [status for status in self.manager.statuses() if status.state is State.READY]

@@ -10,6 +10,7 @@ from hypothesis import settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, invariant, precondition, rule
 
+from splitlearn_comm import Lease
 from splitlearn_manager.errors import (
     BudgetExceededError,
     LoadCancelledError,
@@ -22,7 +23,6 @@ from splitlearn_manager.errors import (
 from splitlearn_manager.lifecycle import (
     TRANSITIONS,
     EventStream,
-    HostLease,
     LifecycleConfig,
     ModelEvent,
     ModelManager,
@@ -54,7 +54,7 @@ class World:
         self.events: EventStream = self.manager.events()
         self.seen: list[ModelEvent] = []
         self.commands: list[asyncio.Task[Any]] = []
-        self.leases: list[HostLease] = []
+        self.leases: list[Lease] = []
         self.faults: list[str] = []
         watch = logging.Handler()
         watch.emit = self._watch  # type: ignore[method-assign]

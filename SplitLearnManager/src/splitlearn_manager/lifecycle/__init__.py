@@ -2,7 +2,6 @@
 
 from splitlearn_manager.lifecycle.budget import Budget, Footprint
 from splitlearn_manager.lifecycle.config import LifecycleConfig
-from splitlearn_manager.lifecycle.directory import HostLease, ModelDirectory
 from splitlearn_manager.lifecycle.entry import ModelStatus
 from splitlearn_manager.lifecycle.events import EventStream, ModelEvent
 from splitlearn_manager.lifecycle.registry import ModelManager
@@ -18,10 +17,8 @@ __all__ = [
     "Condition",
     "EventStream",
     "Footprint",
-    "HostLease",
     "LifecycleConfig",
     "LoadProgress",
-    "ModelDirectory",
     "ModelEvent",
     "ModelManager",
     "ModelRunner",

@@ -4,10 +4,9 @@ import asyncio
 from collections.abc import Callable
 from dataclasses import dataclass
 
-from splitlearn_comm import ServiceInfo, SessionHost
+from splitlearn_comm import Lease, ServiceInfo, SessionHost
 from splitlearn_manager.errors import ManagerError, ModelNotReadyError
 from splitlearn_manager.lifecycle.budget import Footprint
-from splitlearn_manager.lifecycle.directory import HostLease
 from splitlearn_manager.lifecycle.runner import ModelRunner
 from splitlearn_manager.lifecycle.state import Condition, ModelLife, State
 from splitlearn_manager.runtime.load_reporter import LoadProgress
@@ -81,7 +80,8 @@ class ModelEntry:
         self.last_used = clock()
         self._clock = clock
         self._on_move = on_move
-        self._leases: set[HostLease] = set()
+        self._leases: set[int] = set()
+        self._num_leased = 0
         self._load_began = self.last_used
         self._load_s: float | None = None
         self._idle = asyncio.Event()
@@ -163,19 +163,20 @@ class ModelEntry:
         self._leases.clear()
         self._idle.set()
 
-    def lease(self) -> HostLease:
-        """Return the right to its host.
+    def lease(self) -> Lease:
+        """Return a hold on its host: while it is held, the model is not unloaded.
 
         Raises:
             ModelNotReadyError: it takes no sessions now.
         """
         if self.state is not State.READY or self.runner is None:
             raise self.not_ready()
-        lease = HostLease(self.spec.name, self.spec.version, self.runner.host, self._release)
-        self._leases.add(lease)
+        self._num_leased += 1
+        number = self._num_leased
+        self._leases.add(number)
         self._idle.clear()
         self.last_used = self._clock()
-        return lease
+        return Lease(self.runner.host, lambda: self._release(number))
 
     def not_ready(self) -> ModelNotReadyError:
         """Return what to raise where it would have to be ready."""
@@ -185,8 +186,9 @@ class ModelEntry:
             f"try again later, or ask for another model"
         )
 
-    def _release(self, lease: HostLease) -> None:
-        self._leases.discard(lease)
+    def _release(self, number: int) -> None:
+        # One of a process that has ended is no longer there: it must not be taken for one of the next.
+        self._leases.discard(number)
         self.last_used = self._clock()
         if not self._leases:
             self._idle.set()

@@ -9,6 +9,7 @@ from dataclasses import replace
 from functools import partial
 from typing import Self
 
+from splitlearn_comm import Lease
 from splitlearn_manager.errors import (
     LoadCancelledError,
     ManagerError,
@@ -18,7 +19,6 @@ from splitlearn_manager.errors import (
 from splitlearn_manager.lifecycle.budget import Budget, Footprint, Idle
 from splitlearn_manager.lifecycle.catalogue import Catalogue
 from splitlearn_manager.lifecycle.config import LifecycleConfig
-from splitlearn_manager.lifecycle.directory import HostLease, ModelDirectory
 from splitlearn_manager.lifecycle.entry import ModelEntry, ModelStatus
 from splitlearn_manager.lifecycle.events import Broadcaster, EventStream
 from splitlearn_manager.lifecycle.runner import ModelRunner, ProcessRunner
@@ -31,7 +31,7 @@ logger = logging.getLogger(__name__)
 _CLOSING = "the manager is closing"
 
 
-class ModelManager(ModelDirectory):
+class ModelManager:
     """Loads models, each in a process of its own, and says which of them serves whom.
 
     An asynchronous context manager; leaving it ends all models. All of it belongs to the event loop it was entered on.
@@ -187,8 +187,12 @@ class ModelManager(ModelDirectory):
         """Return a stream of all changes of states, and of loads getting on, from now on."""
         return self._events.subscribe()
 
-    def host_for(self, name: str, version: int | None = None) -> HostLease:
-        """Lease the host of a model; see `ModelDirectory.host_for`."""
+    def host_for(self, name: str, version: int | None = None) -> Lease:
+        """Lease the host of a model, the newest version that is ready where none is named.
+
+        Raises:
+            ModelNotFoundError, ModelNotReadyError: nothing is known of it, or it takes no sessions now.
+        """
         return self._models.find(name, version).lease()
 
     async def close(self) -> None:
