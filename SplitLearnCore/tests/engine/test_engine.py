@@ -232,7 +232,9 @@ def opened(engine: TrunkEngine, trunk: Trunk, lengths: dict[str, int]) -> None:
 
 
 class TestFailures:
-    def test_one_bad_step_fails_alone_and_ends_its_session(self, trunk: Trunk, engine: TrunkEngine) -> None:
+    def test_one_bad_step_fails_alone_and_ends_its_session(
+        self, trunk: Trunk, engine: TrunkEngine, caplog: pytest.LogCaptureFixture
+    ) -> None:
         opened(engine, trunk, {"a": 5, "bad": 4, "c": 3})
         good = [engine.submit(name, tokens(trunk, 1, seed=1)) for name in "ac"]
         bad = engine.submit("bad", RunTokens(hidden_BTH=torch.randn(1, 1, 7)))
@@ -243,6 +245,7 @@ class TestFailures:
         assert "open a new session" in str(results[behind].error)
         assert "bad" not in engine
         assert (engine.position("a"), engine.position("c")) == (6, 4)
+        assert "3 steps ran alone: their joined forward raised " in caplog.text
 
     def test_after_a_forward_that_failed_the_others_go_on_exactly(
         self, trunk: Trunk, engine: TrunkEngine, monkeypatch: pytest.MonkeyPatch

@@ -6,6 +6,7 @@ that it is given, to measure forwards.
 Tensor shapes: B rows, T new tokens, P cached tokens, H hidden size.
 """
 
+import logging
 import time
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass, replace
@@ -26,6 +27,8 @@ from splitlearn_core.engine.table import batching_of
 from splitlearn_core.errors import PartInputError
 from splitlearn_core.parts.part import going_on
 from splitlearn_core.parts.trunk import Trunk
+
+logger = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -223,7 +226,9 @@ class TrunkEngine:
             return {}
         try:
             outputs = run_joined(self._trunk, shares, self._switch)
-        except Exception:  # whosever fault it is: each runs alone now, and the guilty one fails there
+        except Exception as error:  # whosever fault it is: each runs alone now, and the guilty one fails there
+            # Said, for if it is nobody's every forward costs twice. Not what: that may hold what tensors hold.
+            logger.warning("%d steps ran alone: their joined forward raised %s", len(chunks), type(error).__name__)
             return {}
         return {chunk.step.ticket: output for chunk, output in zip(chunks, outputs, strict=True)}
 
