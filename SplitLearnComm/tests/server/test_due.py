@@ -1,5 +1,6 @@
 """A step whose client waits no more when its turn comes is not done."""
 
+import time
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from queue import SimpleQueue
@@ -15,6 +16,9 @@ from splitlearn_comm.protocol import COMPUTE, SESSION
 from splitlearn_comm.testing import Gated, RecordingObserver, eventually
 
 TOKEN = torch.ones(1, 1, 4)
+LONG = torch.ones(1, 1, 1024)
+"""So many bytes that their arrival is seen."""
+SHORT_S = 0.25
 
 
 class CountingGate(Gated):
@@ -74,20 +78,25 @@ def test_it_is_refused_and_the_session_is_as_before() -> None:
         assert function.num_calls == 2
 
 
-@pytest.mark.parametrize("timeout_s", [0.1, None])
+@pytest.mark.parametrize("timeout_s", [SHORT_S, None])
 def test_a_client_that_gave_up_is_not_computed_for(timeout_s: float | None) -> None:
     function = CountingGate()
     with (
         GRPCComputeServer(function, port=0) as server,
-        GRPCComputeClient(server.address, timeout_s=0.1) as client,
+        GRPCComputeClient(server.address, timeout_s=SHORT_S) as client,
         GRPCComputeClient(server.address) as patient,
-        ThreadPoolExecutor(1) as pool,
+        ThreadPoolExecutor(2) as pool,
     ):
         session = client.session()
         busy = pool.submit(patient.compute, TOKEN)
         function.entered.acquire()
-        with pytest.raises(DeadlineExceededError):
-            session.step(TOKEN, timeout_s=timeout_s)
+        before = server.statistics().bytes_received
+        late = pool.submit(session.step, LONG, timeout_s=timeout_s)
+        eventually(lambda: late.done() or server.statistics().bytes_received - before >= LONG.nbytes)
+        # The server counts from when the step came, which may be a while after its client began to.
+        came_s = time.monotonic()
+        eventually(lambda: late.done() and time.monotonic() > came_s + 2 * SHORT_S)
+        assert isinstance(late.exception(), DeadlineExceededError)
         function.gate.set()
         busy.result()
         # In line behind the late step, if that came at all: on a busy machine its client may have given up before.
