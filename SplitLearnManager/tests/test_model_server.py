@@ -1,5 +1,8 @@
 """`ModelServer`: models that come and go behind one address, in real processes."""
 
+import signal
+import subprocess
+import sys
 import threading
 from collections.abc import Iterator
 
@@ -135,6 +138,27 @@ def test_a_model_that_cannot_be_loaded_ends_the_start_and_leaves_no_process(mode
     with pytest.raises(ModelLoadError, match=r"no model '\./no/such'"):
         server.start(block=False)
     assert set(psutil.Process().children(recursive=True)) <= before
+
+
+SERVE = """
+import sys
+from splitlearn_manager import ModelServer, ModelSpec
+ModelServer([ModelSpec(name="tiny", model=sys.argv[1], num_threads=1)], port=0).start(on_ready=lambda: print("ready"))
+print("stopped", flush=True)
+"""
+
+
+def test_a_signal_while_the_first_models_load_ends_it_in_order(model: str) -> None:
+    command = [sys.executable, "-c", SERVE, model]
+    with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True) as process:
+        eventually(lambda: process.poll() is not None or psutil.Process(process.pid).children(), timeout_s=60)
+        loading = psutil.Process(process.pid).children()
+        process.send_signal(signal.SIGTERM)
+        out, errors = process.communicate(timeout=60)
+    assert (process.returncode, out) == (0, "stopped\n"), errors
+    assert "Traceback" not in errors
+    assert len(loading) == 1
+    eventually(lambda: not loading[0].is_running())
 
 
 def test_an_empty_server_takes_models_and_starts_again(model: str) -> None:

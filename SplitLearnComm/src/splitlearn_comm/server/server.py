@@ -2,11 +2,8 @@
 
 from __future__ import annotations
 
-import contextlib
-import signal
-import threading
-from collections.abc import Callable, Iterator, Sequence
-from types import FrameType, TracebackType
+from collections.abc import Callable, Sequence
+from types import TracebackType
 from typing import Self
 
 from splitlearn_comm.addresses import joined
@@ -17,6 +14,7 @@ from splitlearn_comm.host import SessionHost
 from splitlearn_comm.observer import Observer
 from splitlearn_comm.samples import SampleSource
 from splitlearn_comm.server.aio import AioServer
+from splitlearn_comm.server.asked import StopAsked, asking_on_signals
 from splitlearn_comm.server.binding import check_binding
 from splitlearn_comm.server.config import GRPCServerConfig
 from splitlearn_comm.server.faults import logger
@@ -69,7 +67,7 @@ class GRPCComputeServer:
         check_binding(host, self._config)
         self._running: AioServer | None = None
         self._last_statistics = ServerStatistics()
-        self._stop_asked = threading.Event()
+        self._stop_asked: StopAsked | None = None
 
     @property
     def port(self) -> int:
@@ -104,7 +102,8 @@ class GRPCComputeServer:
 
         Args:
             block: Serve until `stop` is called from another thread or, in the main thread, SIGINT or SIGTERM comes;
-                running calls are finished then. Otherwise return when calls are taken.
+                running calls are finished then. A signal during the set-up ends that. Otherwise return when calls are
+                taken.
             on_ready: Called once calls are taken and signals are minded; useful when blocking.
 
         Raises:
@@ -114,22 +113,12 @@ class GRPCComputeServer:
         """
         if self._running is not None:
             raise RuntimeError(f"this server is running already, on {self.address}")
-        server = AioServer(
-            self._directory,
-            self._interface,
-            self._port,
-            self._config,
-            self._observer,
-            self._interceptors,
-            self._samples,
-        )
-        self._port = server_loop().run(server.start())
-        self._running = server
-        self._stop_asked.clear()
-        logger.info("serving %s on %s", ", ".join(map(repr, self._directory.names())) or "nothing yet", self.address)
         if block:
             self._serve_until_asked(on_ready)
-        elif on_ready is not None:
+            return
+        server = self._new_server()
+        self._begin(server, server_loop().run(server.start()))
+        if on_ready is not None:
             on_ready()
 
     def stop(self, *, grace_s: float | None = None) -> None:
@@ -140,7 +129,8 @@ class GRPCComputeServer:
                 that their clients get an error; a function that still computes cannot be interrupted and is waited for.
         """
         server, self._running = self._running, None
-        self._stop_asked.set()
+        if self._stop_asked is not None:
+            self._stop_asked.ask()
         if server is None:
             return
         server_loop().run(server.stop(self._config.drain_timeout_s if grace_s is None else grace_s))
@@ -156,32 +146,36 @@ class GRPCComputeServer:
     ) -> None:
         self.stop()
 
+    def _new_server(self) -> AioServer:
+        return AioServer(
+            self._directory,
+            self._interface,
+            self._port,
+            self._config,
+            self._observer,
+            self._interceptors,
+            self._samples,
+        )
+
+    def _begin(self, server: AioServer, port: int) -> None:
+        self._port, self._running = port, server
+        logger.info("serving %s on %s", ", ".join(map(repr, self._directory.names())) or "nothing yet", self.address)
+
     def _serve_until_asked(self, on_ready: Callable[[], object] | None) -> None:
+        loop, server = server_loop(), self._new_server()
+        self._stop_asked = asked = StopAsked(loop.loop)
         try:
-            with _asking_on_signals(self._stop_asked):
+            with asking_on_signals(asked):
+                port = loop.run(asked.unless_asked(server.start()))
+                if port is None:
+                    logger.info("asked to stop before anything was served")
+                    return
+                self._begin(server, port)
                 if on_ready is not None:
                     on_ready()
-                self._stop_asked.wait()
+                asked.wait()
         finally:
             self.stop()
-
-
-@contextlib.contextmanager
-def _asking_on_signals(asked: threading.Event) -> Iterator[None]:
-    """Set the event on SIGINT and SIGTERM, where this thread may handle signals; the old handlers come back after."""
-    if threading.current_thread() is not threading.main_thread():
-        yield
-        return
-
-    def ask(number: int, frame: FrameType | None) -> None:
-        asked.set()
-
-    before = {number: signal.signal(number, ask) for number in (signal.SIGINT, signal.SIGTERM)}
-    try:
-        yield
-    finally:
-        for number, handler in before.items():
-            signal.signal(number, handler)
 
 
 def _directory_of(service: ComputeFunction | SessionHost | HostDirectory) -> HostDirectory:
