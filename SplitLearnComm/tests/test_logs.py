@@ -11,6 +11,7 @@ import pytest
 import torch
 
 from splitlearn_comm import (
+    AddressBook,
     GRPCComputeClient,
     GRPCComputeServer,
     GRPCServerConfig,
@@ -149,7 +150,10 @@ def test_a_client_tells_of_a_session_that_was_rebuilt(stream: io.StringIO) -> No
     first, second = (GRPCComputeServer(RunningSumHost(), port=0) for _ in range(2))
     with second:
         first.start(block=False)
-        with GRPCComputeClient([first.address, second.address]) as client, client.session() as session:
+        with (
+            GRPCComputeClient(AddressBook([first.address, second.address], in_order=True)) as client,
+            client.session() as session,
+        ):
             session.step(torch.ones(1, 2, 4))
             first.stop(grace_s=0)
             session.step(torch.ones(1, 1, 4))

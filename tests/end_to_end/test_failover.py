@@ -10,6 +10,7 @@ import torch
 from transformers import AutoModelForCausalLM, PreTrainedModel, StoppingCriteria
 
 from splitlearn import SplitModelForCausalLM
+from splitlearn_comm import AddressBook
 from splitlearn_core import SplitModel
 from splitlearn_core.builtin import builtin_directory
 from splitlearn_manager import ManagedServer
@@ -50,7 +51,9 @@ def loses_its_server(addresses: dict[str, TrunkProcess], seed: int) -> tuple[tor
     """Generate with two servers, the first of which is killed at some moment; returns the tokens and who is dead."""
     chance = random.Random(seed)
     first = next(iter(addresses))
-    model: SplitModel = SplitModelForCausalLM.from_pretrained("builtin", trunk=list(addresses))
+    model: SplitModel = SplitModelForCausalLM.from_pretrained(
+        "builtin", trunk=AddressBook(list(addresses), in_order=True)
+    )
     # Now and then in the middle of a step, which takes a few milliseconds.
     killer = threading.Timer(chance.choice([0.0, 0.001, 0.003, 0.005]), addresses[first].kill)
     output = generated(model, At(chance.randrange(1, NEW_TOKENS), killer.start))
@@ -90,7 +93,10 @@ def test_a_drain_in_the_middle_of_eight_generations(expected: torch.Tensor) -> N
     first.start(block=False)
     with second:
         models = [
-            SplitModelForCausalLM.from_pretrained("builtin", trunk=[first.address, second.address]) for _ in range(8)
+            SplitModelForCausalLM.from_pretrained(
+                "builtin", trunk=AddressBook([first.address, second.address], in_order=True)
+            )
+            for _ in range(8)
         ]
         half_way, may_go_on = threading.Barrier(9), threading.Event()
         outputs: dict[int, torch.Tensor] = {}

@@ -1,6 +1,7 @@
 """Tensors and sessions over gRPC between two Python processes; knows no model."""
 
 from splitlearn_comm.client import (
+    AddressBook,
     AsyncClientSession,
     AsyncComputeClient,
     ClientOptions,
@@ -36,6 +37,7 @@ from splitlearn_comm.function import ComputeFunction, ModelComputeFunction
 from splitlearn_comm.host import SessionHost
 from splitlearn_comm.messages import (
     Action,
+    CacheUse,
     Codecs,
     ComputeCall,
     ComputeResult,
@@ -43,6 +45,7 @@ from splitlearn_comm.messages import (
     Forward,
     KVEntries,
     KVEntry,
+    Load,
     Reorder,
     ServiceInfo,
     StartRecording,
@@ -60,11 +63,13 @@ from splitlearn_comm.server import (
 
 __all__ = [
     "Action",
+    "AddressBook",
     "AddressInUseError",
     "AsyncClientSession",
     "AsyncComputeClient",
     "AuthenticationError",
     "AutoCodec",
+    "CacheUse",
     "CallSummary",
     "ClientClosedError",
     "ClientLimits",
@@ -93,6 +98,7 @@ __all__ = [
     "KVEntries",
     "KVEntry",
     "Lease",
+    "Load",
     "MessageTooLargeError",
     "ModelComputeFunction",
     "NamedHosts",

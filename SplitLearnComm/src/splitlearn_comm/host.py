@@ -7,7 +7,7 @@ from abc import ABC, abstractmethod
 import torch
 
 from splitlearn_comm.errors import UnsupportedOperationError
-from splitlearn_comm.messages import Action, ComputeCall, ComputeResult, KVEntries, ServiceInfo
+from splitlearn_comm.messages import Action, CacheUse, ComputeCall, ComputeResult, KVEntries, ServiceInfo
 
 
 class SessionHost(ABC):
@@ -74,6 +74,13 @@ class SessionHost(ABC):
             UnsupportedOperationError: None can be imported; as every one of a host that does not override this.
         """
         raise UnsupportedOperationError(f"{self.get_info().name!r} cannot import sessions")
+
+    async def cache_use(self) -> CacheUse:
+        """What the caches of all sessions take, for clients that choose among several servers; waited for only briefly.
+
+        A host that does not override this says nothing of it. Steps and sessions the server counts by itself.
+        """
+        return CacheUse()
 
     @abstractmethod
     async def close_session(self, session_id: str) -> None:

@@ -45,6 +45,52 @@ class ServiceInfo:
     """Anything else the host wants to say."""
 
 
+@dataclass(frozen=True, slots=True, kw_only=True)
+class CacheUse:
+    """What the caches of a host take."""
+
+    num_bytes: int = 0
+    """Bytes in use; 0 also where it is not known."""
+    limit_bytes: int = 0
+    """Bytes that they may take; 0 for no limit."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Load:
+    """How busy a server is, or one of the models on it."""
+
+    steps: int = 0
+    """Steps and stateless calls that run, or wait for their turn."""
+    sessions: int = 0
+    """Sessions open."""
+    kv_bytes: int = 0
+    """What their caches take; 0 also where it is not known."""
+    kv_limit_bytes: int = 0
+    """What these may take; 0 for no limit."""
+
+    def __add__(self, other: Load) -> Load:
+        """Both together; without a limit as soon as one has none."""
+        limits = self.kv_limit_bytes, other.kv_limit_bytes
+        return Load(
+            steps=self.steps + other.steps,
+            sessions=self.sessions + other.sessions,
+            kv_bytes=self.kv_bytes + other.kv_bytes,
+            kv_limit_bytes=sum(limits) if all(limits) else 0,
+        )
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class HealthReport:
+    """What a server says of itself to a client that chooses among several."""
+
+    serving: bool
+    """Whether it takes calls now, for the model that was asked for."""
+    models: tuple[str, ...] = ()
+    """Names of all that takes sessions and calls there; empty where the server does not say."""
+    load: Load | None = None
+    """How busy it is; None where it does not say."""
+
+
 @dataclass(frozen=True)
 class KVEntry:
     """The cache of one layer, opaque to whoever does not hold the layer."""

@@ -27,6 +27,8 @@ BEARER: Final = "Bearer"
 """The scheme of that."""
 MODEL_METADATA: Final = "splitlearn-model"
 """Metadata of a call: the name of the model it is for, where an address serves several. A proxy may route by it."""
+SESSION_METADATA: Final = "splitlearn-session"
+"""Metadata of a session's stream: its name. A proxy that hashes by it brings a stream back to where the session is."""
 VERSION_METADATA: Final = "splitlearn-model-version"
 """Metadata of a call: the version of that model; without it the newest."""
 

@@ -11,6 +11,7 @@ import pytest
 import torch
 
 from splitlearn_comm import (
+    AddressBook,
     AsyncComputeClient,
     ClientLimits,
     CommError,
@@ -114,7 +115,9 @@ def test_a_session_keeps_its_codec_at_another_server() -> None:
         ServerProcess(sums) as first,
         ServerProcess(sums) as second,
         LinkEmulator(first.address, SLOW) as link,
-        Client([link.address, second.address], codec=AutoCodec(sample=HIDDEN_BTH)) as client,
+        Client(
+            AddressBook([link.address, second.address], in_order=True), codec=AutoCodec(sample=HIDDEN_BTH)
+        ) as client,
         client.session() as session,
     ):
         before = session.step(hidden_BTH[:, :20])
@@ -127,7 +130,7 @@ def test_a_session_keeps_its_codec_at_another_server() -> None:
 
 
 def test_a_server_that_cannot_be_asked_is_passed_over(sums: str) -> None:
-    with Client(["localhost:1", sums], codec="auto") as client, client.session() as session:
+    with Client(AddressBook(["localhost:1", sums], in_order=True), codec="auto") as client, client.session() as session:
         assert list(client.codec_choices()) == [sums]
         session.step(torch.ones(1, 2, 4))
 
@@ -251,7 +254,9 @@ def test_a_step_waits_for_the_choice_of_another_session_as_long_as_it_may() -> N
 
 def test_the_choice_for_one_server_is_not_waited_for_by_another(sums: str) -> None:
     async def run(silent: str) -> None:
-        async with AsyncComputeClient([silent, sums], codec="auto", connect_timeout_s=30) as client:
+        async with AsyncComputeClient(
+            AddressBook([silent, sums], in_order=True), codec="auto", connect_timeout_s=30
+        ) as client:
             deadline = asyncio.timeout(20)
             async with deadline:
                 hanging = asyncio.create_task(client._choose_codec(silent, Deadline.after(30)))

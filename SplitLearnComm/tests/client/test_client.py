@@ -10,6 +10,7 @@ import pytest
 import torch
 
 from splitlearn_comm import (
+    AddressBook,
     DeadlineExceededError,
     GRPCComputeClient,
     GRPCComputeServer,
@@ -237,7 +238,7 @@ def test_closing_works_at_any_time(sums: str) -> None:
 
 def test_the_first_of_several_that_can_be_reached(sums: str) -> None:
     dead = [free_address(), free_address()]
-    with Client([dead[0], sums]) as client:
+    with Client(AddressBook([dead[0], sums], in_order=True)) as client:
         assert client.health()
         assert torch.equal(client.compute(TOKEN), TOKEN)
         with client.session() as session:

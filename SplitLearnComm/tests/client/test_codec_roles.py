@@ -6,7 +6,7 @@ from concurrent.futures import ThreadPoolExecutor
 import pytest
 import torch
 
-from splitlearn_comm import AsyncComputeClient, GRPCComputeServer, KVEntries, UnsupportedOperationError
+from splitlearn_comm import AddressBook, AsyncComputeClient, GRPCComputeServer, KVEntries, UnsupportedOperationError
 from splitlearn_comm.codec import CodecPlan, registry
 from splitlearn_comm.messages import Codecs
 from splitlearn_comm.quickstart import Client
@@ -54,7 +54,7 @@ def test_a_session_moves_with_its_state_through_the_codec(plan: CodecPlan, expec
     old.start(block=False)
     with (
         GRPCComputeServer(RunningSumHost(), port=0) as new,
-        Client([old.address, new.address], codec=plan) as client,
+        Client(AddressBook([old.address, new.address], in_order=True), codec=plan) as client,
         ThreadPoolExecutor(1) as pool,
         client.session() as session,
     ):

@@ -14,6 +14,7 @@ import pytest
 import torch
 
 from splitlearn_comm import (
+    AddressBook,
     AsyncComputeClient,
     ComputeFunction,
     FingerprintMismatchError,
@@ -52,7 +53,7 @@ def test_a_session_whose_server_is_killed_goes_on_at_another(index: int) -> None
     with (
         ServerProcess(SUMS) as first,
         ServerProcess(SUMS) as second,
-        Client([first.address, second.address]) as client,
+        Client(AddressBook([first.address, second.address], in_order=True)) as client,
         client.session() as session,
     ):
         output_BTH = stepped(session.step, {index: first.kill})
@@ -65,7 +66,10 @@ def test_a_session_whose_server_is_killed_goes_on_at_another(index: int) -> None
 def test_a_session_goes_on_at_another_with_asyncio_too() -> None:
     async def main() -> None:
         with ServerProcess(SUMS) as first, ServerProcess(SUMS) as second:
-            async with AsyncComputeClient([first.address, second.address]) as client, client.session() as session:
+            async with (
+                AsyncComputeClient(AddressBook([first.address, second.address], in_order=True)) as client,
+                client.session() as session,
+            ):
                 outputs = []
                 for index in range(NUM_STEPS):
                     if index == 15:
@@ -82,7 +86,7 @@ def test_a_server_killed_while_it_computes_does_not_lose_the_step() -> None:
     with (
         ServerProcess(SUMS) as first,
         ServerProcess(SUMS) as second,
-        Client([first.address, second.address]) as client,
+        Client(AddressBook([first.address, second.address], in_order=True)) as client,
         client.session() as session,
     ):
         killer = threading.Timer(0.02, first.kill)
@@ -95,7 +99,7 @@ def test_everything_is_said_again_in_order_crops_and_reorders_too() -> None:
     with (
         ServerProcess(SUMS) as first,
         ServerProcess(SUMS) as second,
-        Client([first.address, second.address]) as client,
+        Client(AddressBook([first.address, second.address], in_order=True)) as client,
         client.session() as session,
     ):
         session.step(HIDDEN_BTH[:, :5])
@@ -121,7 +125,7 @@ def test_without_room_for_what_was_sent_a_lost_session_is_lost(options: ClientOp
     with (
         ServerProcess(SUMS) as first,
         ServerProcess(SUMS) as second,
-        Client([first.address, second.address], **options) as client,
+        Client(AddressBook([first.address, second.address], in_order=True), **options) as client,
         client.session() as session,
     ):
         session.step(HIDDEN_BTH)
@@ -139,7 +143,7 @@ def test_what_was_sent_is_kept_as_it_was() -> None:
     with (
         ServerProcess(SUMS) as first,
         ServerProcess(SUMS) as second,
-        Client([first.address, second.address]) as client,
+        Client(AddressBook([first.address, second.address], in_order=True)) as client,
         client.session() as session,
     ):
         sent_BTH = hidden_BTH.clone()
@@ -153,7 +157,7 @@ def test_all_servers_gone_is_an_error_in_time() -> None:
     with (
         ServerProcess(SUMS) as first,
         ServerProcess(SUMS) as second,
-        Client([first.address, second.address]) as client,
+        Client(AddressBook([first.address, second.address], in_order=True)) as client,
         client.session() as session,
     ):
         session.step(HIDDEN_BTH)
@@ -177,7 +181,7 @@ class Counting(ComputeFunction):
 def test_a_function_without_state_is_not_called_twice_for_a_step() -> None:
     second = Counting()
     with ServerProcess("splitlearn_comm.testing:Identity") as first, GRPCComputeServer(second, port=0) as server:
-        with Client([first.address, server.address]) as client, client.session() as session:
+        with Client(AddressBook([first.address, server.address], in_order=True)) as client, client.session() as session:
             output_BTH = stepped(session.step, {20: first.kill})
         assert torch.equal(output_BTH, HIDDEN_BTH)
         assert session.position == NUM_STEPS
@@ -187,7 +191,10 @@ def test_a_function_without_state_is_not_called_twice_for_a_step() -> None:
 def test_a_drain_moves_sessions_with_their_state() -> None:
     first = GRPCComputeServer(RunningSumHost(), port=0)
     first.start(block=False)
-    with GRPCComputeServer(RunningSumHost(), port=0) as second, Client([first.address, second.address]) as client:
+    with (
+        GRPCComputeServer(RunningSumHost(), port=0) as second,
+        Client(AddressBook([first.address, second.address], in_order=True)) as client,
+    ):
         half_way, may_go_on = threading.Barrier(9), threading.Event()
 
         def generate(_: int) -> bool:
@@ -221,7 +228,7 @@ def test_a_server_that_drains_opens_no_new_sessions_and_the_client_asks_another(
     first.start(block=False)
     with (
         GRPCComputeServer(RunningSumHost(), port=0) as second,
-        Client([first.address, second.address]) as client,
+        Client(AddressBook([first.address, second.address], in_order=True)) as client,
         ThreadPoolExecutor(1) as pool,
         grpc.insecure_channel(first.address) as channel,
     ):
@@ -261,7 +268,7 @@ def test_a_server_that_hangs_is_given_up_within_the_bound() -> None:
     with (
         ServerProcess(SUMS) as first,
         ServerProcess(SUMS) as second,
-        Client([first.address, second.address], dead_after_s=3.0) as client,
+        Client(AddressBook([first.address, second.address], in_order=True), dead_after_s=3.0) as client,
         client.session() as session,
     ):
         session.step(HIDDEN_BTH[:, :5])
@@ -285,7 +292,7 @@ def test_a_server_without_room_is_passed_over() -> None:
         ServerProcess(SUMS) as first,
         GRPCComputeServer(Full(), port=0) as full,
         GRPCComputeServer(RunningSumHost(), port=0) as third,
-        Client([first.address, full.address, third.address]) as client,
+        Client(AddressBook([first.address, full.address, third.address], in_order=True)) as client,
         client.session() as session,
     ):
         assert torch.equal(stepped(session.step, {5: first.kill}), EXPECTED_BTH)
@@ -297,7 +304,7 @@ def test_a_session_that_nobody_else_takes_stays_at_the_server_that_drains() -> N
     first.start(block=False)
     with (
         GRPCComputeServer(Full(), port=0) as full,
-        Client([first.address, full.address], replay_bytes=0) as client,
+        Client(AddressBook([first.address, full.address], in_order=True), replay_bytes=0) as client,
         ThreadPoolExecutor(1) as pool,
     ):
         with client.session() as session:
@@ -316,7 +323,7 @@ def test_a_server_of_something_else_is_no_replica() -> None:
     with (
         ServerProcess(SUMS) as first,
         GRPCComputeServer(other, port=0) as second,
-        Client([first.address, second.address]) as client,
+        Client(AddressBook([first.address, second.address], in_order=True)) as client,
         client.session() as session,
     ):
         session.step(HIDDEN_BTH[:, :1])
@@ -351,7 +358,9 @@ def test_a_server_that_comes_back_still_has_the_session_that_nobody_else_took() 
         GRPCComputeServer(RunningSumHost(), port=0) as first,
         LinkEmulator(first.address) as link,
         GRPCComputeServer(Full(), port=0) as full,
-        Client([link.address, full.address], retry=FixedDelay(0.2, max_attempts=60)) as client,
+        Client(
+            AddressBook([link.address, full.address], in_order=True), retry=FixedDelay(0.2, max_attempts=60)
+        ) as client,
         ThreadPoolExecutor(1) as pool,
         client.session() as session,
     ):

@@ -12,6 +12,7 @@ from splitlearn_comm.errors import (
     MessageTooLargeError,
     ResourceExhaustedError,
     ServerUnavailableError,
+    ServiceNotFoundError,
 )
 from splitlearn_comm.framing.service import decode_error, encode_error
 from splitlearn_comm.protocol import KIND_METADATA, PUSHBACK_METADATA
@@ -90,7 +91,16 @@ def test_and_so_it_is_inside_a_session(said: float, retry_after_s: float | None)
 
 def test_of_several_replicas_the_one_that_said_when_is_waited_for_and_then_one_that_may_come_back() -> None:
     soon, full = ResourceExhaustedError("soon", retry_after_s=0.1), ResourceExhaustedError("full")
-    away = ServerUnavailableError("away")
-    assert worth_another_round([away, soon, full]) is soon
-    assert worth_another_round([full, away]) is away
-    assert worth_another_round([full]) is full
+    away, other = ServerUnavailableError("away"), ServiceNotFoundError("there is small")
+    assert worth_another_round([("a", away), ("b", soon), ("c", full)]) is soon
+    assert worth_another_round([("a", full), ("b", away), ("c", other)]) is away
+    assert worth_another_round([("a", full)]) is full
+    assert worth_another_round([("a", full), ("b", other)]) is full
+    assert worth_another_round([("a", other)]) is other
+
+
+def test_where_none_serves_it_what_each_serves_is_said() -> None:
+    errors = [("a:1", ServiceNotFoundError("there is small")), ("b:1", ServiceNotFoundError("there is large"))]
+    error = worth_another_round(errors)
+    assert isinstance(error, ServiceNotFoundError)
+    assert str(error) == "at a:1: there is small; at b:1: there is large"

@@ -10,6 +10,7 @@ import pytest
 import torch
 
 from splitlearn_comm import (
+    AddressBook,
     AsyncComputeClient,
     GRPCComputeClient,
     GRPCComputeServer,
@@ -36,7 +37,7 @@ def started(config: GRPCServerConfig | None = None) -> GRPCComputeServer:
 def test_they_move_with_their_state_while_nobody_does_a_step() -> None:
     first = started()
     with GRPCComputeServer(RunningSumHost(), port=0) as second:
-        with GRPCComputeClient([first.address, second.address]) as client:
+        with GRPCComputeClient(AddressBook([first.address, second.address], in_order=True)) as client:
             sessions = [client.session() for _ in range(8)]
             for session in sessions:
                 session.step(FIRST)
@@ -54,7 +55,7 @@ def test_they_move_with_their_state_while_nobody_does_a_step() -> None:
 
 def test_they_do_with_asyncio_too() -> None:
     async def main(first: GRPCComputeServer, second: str) -> None:
-        async with AsyncComputeClient([first.address, second]) as client:
+        async with AsyncComputeClient(AddressBook([first.address, second], in_order=True)) as client:
             sessions = [client.session() for _ in range(8)]
             for session in sessions:
                 await session.step(FIRST)
@@ -79,7 +80,7 @@ def test_a_step_in_the_middle_of_it_is_done_once(pause_s: float) -> None:
         first = started()
         with (
             GRPCComputeServer(RunningSumHost(), port=0) as second,
-            GRPCComputeClient([first.address, second.address]) as client,
+            GRPCComputeClient(AddressBook([first.address, second.address], in_order=True)) as client,
             ThreadPoolExecutor(1) as pool,
             client.session() as session,
         ):
@@ -99,7 +100,7 @@ def test_a_step_in_the_middle_of_it_is_done_once(pause_s: float) -> None:
 def test_a_session_or_client_closed_meanwhile_holds_nobody_up() -> None:
     first = started()
     with GRPCComputeServer(RunningSumHost(), port=0) as second, ThreadPoolExecutor(1) as pool:
-        with GRPCComputeClient([first.address, second.address]) as client:
+        with GRPCComputeClient(AddressBook([first.address, second.address], in_order=True)) as client:
             sessions = [client.session() for _ in range(8)]
             for session in sessions:
                 session.step(FIRST)
@@ -143,7 +144,7 @@ def test_a_session_that_nobody_takes_does_not_hold_a_server_for_ever() -> None:
     first = started(GRPCServerConfig(drain_idle_timeout_s=0.4))
     with (
         GRPCComputeServer(Full(), port=0) as full,
-        GRPCComputeClient([first.address, full.address]) as client,
+        GRPCComputeClient(AddressBook([first.address, full.address], in_order=True)) as client,
         client.session() as session,
     ):
         session.step(FIRST)

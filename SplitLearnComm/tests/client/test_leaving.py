@@ -12,6 +12,7 @@ import pytest
 import torch
 
 from splitlearn_comm import (
+    AddressBook,
     AsyncComputeClient,
     ClientClosedError,
     CommError,
@@ -50,7 +51,9 @@ def is_leaving() -> bool:
 def test_a_step_waits_no_longer_than_it_may_and_is_done_later() -> None:
     with stopping() as (first, stop), ExitStack() as until_it_may_end:
         hung = until_it_may_end.enter_context(DroppingPeer())
-        with GRPCComputeClient([first.address, hung.address], connect_timeout_s=LONG_S, dead_after_s=LONG_S) as client:
+        with GRPCComputeClient(
+            AddressBook([first.address, hung.address], in_order=True), connect_timeout_s=LONG_S, dead_after_s=LONG_S
+        ) as client:
             session = client.session()
             session.step(TOKEN)
             stop()
@@ -68,7 +71,9 @@ def test_a_step_does_not_with_asyncio_either() -> None:
     async def main(first: str, stop: Callable[[], object], until_it_may_end: ExitStack) -> None:
         hung = until_it_may_end.enter_context(DroppingPeer())
         addresses = [first, hung.address]
-        async with AsyncComputeClient(addresses, connect_timeout_s=LONG_S, dead_after_s=LONG_S) as client:
+        async with AsyncComputeClient(
+            AddressBook(addresses, in_order=True), connect_timeout_s=LONG_S, dead_after_s=LONG_S
+        ) as client:
             session = client.session()
             await session.step(TOKEN)
             stop()
@@ -90,7 +95,9 @@ def test_closing_waits_no_longer_than_it_may(monkeypatch: pytest.MonkeyPatch) ->
     with (
         stopping() as (first, stop),
         DroppingPeer() as hung,
-        GRPCComputeClient([first.address, hung.address], connect_timeout_s=LONG_S, dead_after_s=LONG_S) as client,
+        GRPCComputeClient(
+            AddressBook([first.address, hung.address], in_order=True), connect_timeout_s=LONG_S, dead_after_s=LONG_S
+        ) as client,
     ):
         session = client.session()
         stop()
@@ -107,7 +114,9 @@ def test_closing_does_not_with_asyncio_either(monkeypatch: pytest.MonkeyPatch) -
     monkeypatch.setattr("splitlearn_comm.client.aio_session.CLOSE_TIMEOUT_S", 0.2)
 
     async def main(addresses: list[str], hung: DroppingPeer, stop: Callable[[], object]) -> None:
-        async with AsyncComputeClient(addresses, connect_timeout_s=LONG_S, dead_after_s=LONG_S) as client:
+        async with AsyncComputeClient(
+            AddressBook(addresses, in_order=True), connect_timeout_s=LONG_S, dead_after_s=LONG_S
+        ) as client:
             session: Any = client.session()
             await session.open()
             stop()
@@ -167,7 +176,7 @@ def test_a_step_that_comes_as_the_move_ends_is_that_of_no_second_thread() -> Non
     with (
         stopping() as (first, stop),
         GRPCComputeServer(host, port=0) as second,
-        GRPCComputeClient([first.address, second.address]) as client,
+        GRPCComputeClient(AddressBook([first.address, second.address], in_order=True)) as client,
         client.session() as session,
     ):
         session.step(TOKEN)
@@ -192,7 +201,7 @@ def test_two_threads_are_told_so_behind_a_move_that_failed_in_a_way_nobody_expec
     with (
         GRPCComputeServer(Gated(), port=0) as first,
         GRPCComputeServer(function, port=0) as second,
-        GRPCComputeClient([first.address, second.address]) as client,
+        GRPCComputeClient(AddressBook([first.address, second.address], in_order=True)) as client,
         ThreadPoolExecutor(2) as pool,
     ):
         session: Any = client.session()
@@ -217,7 +226,7 @@ def test_a_step_of_another_thread_while_one_closes_is_told_that() -> None:
     with (
         stopping() as (first, stop),
         GRPCComputeServer(host, port=0) as second,
-        GRPCComputeClient([first.address, second.address]) as client,
+        GRPCComputeClient(AddressBook([first.address, second.address], in_order=True)) as client,
         ThreadPoolExecutor(1) as pool,
     ):
         session: Any = client.session()

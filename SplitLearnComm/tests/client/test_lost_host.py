@@ -7,6 +7,7 @@ import pytest
 import torch
 
 from splitlearn_comm import (
+    AddressBook,
     AsyncComputeClient,
     GRPCComputeClient,
     GRPCComputeServer,
@@ -37,7 +38,7 @@ class Dying(RunningSumHost):
 
 def run(addresses: list[str], num_steps: int, **options: object) -> tuple[list[float], ClientStatistics]:
     """The sums of some steps, and what was counted."""
-    with GRPCComputeClient(addresses, **options) as client, client.session() as session:  # type: ignore[arg-type]
+    with GRPCComputeClient(AddressBook(addresses, in_order=True), **options) as client, client.session() as session:  # type: ignore[arg-type]
         return [float(session.step(TOKEN)[0, 0, 0]) for _ in range(num_steps)], client.statistics()
 
 
@@ -45,7 +46,10 @@ def run_async(addresses: list[str], num_steps: int, **options: object) -> tuple[
     """The same with an asyncio client."""
 
     async def main() -> tuple[list[float], ClientStatistics]:
-        async with AsyncComputeClient(addresses, **options) as client, client.session() as session:  # type: ignore[arg-type]
+        async with (
+            AsyncComputeClient(AddressBook(addresses, in_order=True), **options) as client,
+            client.session() as session,
+        ):  # type: ignore[arg-type]
             return [float((await session.step(TOKEN))[0, 0, 0]) for _ in range(num_steps)], client.statistics()
 
     return asyncio.run(main())

@@ -10,6 +10,7 @@ import pytest
 import torch
 
 from splitlearn_comm import (
+    AddressBook,
     AsyncComputeClient,
     ClientLimits,
     GRPCComputeClient,
@@ -181,7 +182,7 @@ def test_a_replica_with_room_is_asked_before_a_busy_one_is_waited_for() -> None:
     with (
         GRPCComputeServer(Identity(), port=0, config=config) as busy,
         GRPCComputeServer(Identity(), port=0) as idle,
-        GRPCComputeClient([busy.address, idle.address]) as client,
+        GRPCComputeClient(AddressBook([busy.address, idle.address], in_order=True)) as client,
     ):
         for _ in range(4):
             assert torch.equal(client.compute(TOKEN), TOKEN)

@@ -9,6 +9,7 @@ import pytest
 import torch
 
 from splitlearn_comm import (
+    AddressBook,
     AsyncComputeClient,
     GRPCComputeClient,
     GRPCComputeServer,
@@ -34,7 +35,10 @@ class Full(RunningSumHost):
 
 def run(addresses: list[str], hidden: list[torch.Tensor], leave: Callable[[], None]) -> tuple[list[float], int]:
     """The last sum of each step, and the moves; what makes the session leave comes before the last of them."""
-    with GRPCComputeClient(addresses, replay_bytes=0) as client, client.session() as session:
+    with (
+        GRPCComputeClient(AddressBook(addresses, in_order=True), replay_bytes=0) as client,
+        client.session() as session,
+    ):
         outputs = [session.step(one) for one in hidden[:-1]]
         leave()
         outputs.append(session.step(hidden[-1]))
@@ -45,7 +49,10 @@ def run_async(addresses: list[str], hidden: list[torch.Tensor], leave: Callable[
     """The same with an asyncio client."""
 
     async def main() -> tuple[list[float], int]:
-        async with AsyncComputeClient(addresses, replay_bytes=0) as client, client.session() as session:
+        async with (
+            AsyncComputeClient(AddressBook(addresses, in_order=True), replay_bytes=0) as client,
+            client.session() as session,
+        ):
             outputs = [await session.step(one) for one in hidden[:-1]]
             await asyncio.to_thread(leave)
             outputs.append(await session.step(hidden[-1]))

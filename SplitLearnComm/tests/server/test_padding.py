@@ -25,7 +25,7 @@ def test_the_padding_comes_back_with_the_answer() -> None:
     padding = bytes(range(256)) * (MAX_PADDING_BYTES // 256)
     with GRPCComputeServer(Identity(), port=0) as server:
         for sent, reply in zip((padding, b""), asked(server, encode_health_question(padding), b""), strict=True):
-            assert decode_health(reply)
+            assert decode_health(reply).serving
             assert decode_health_padding(reply) == sent
 
 

@@ -11,6 +11,7 @@ from pathlib import Path
 import pytest
 
 from splitlearn_comm import (
+    AddressBook,
     AsyncComputeClient,
     AuthenticationError,
     GRPCComputeClient,
@@ -117,7 +118,10 @@ def test_the_stream_ends_when_the_server_stops_and_does_not_keep_it(source: Sour
 
 def test_the_first_server_that_can_be_reached_is_watched(server: GRPCComputeServer) -> None:
     addresses = ["127.0.0.1:1", server.address]
-    with GRPCComputeClient(addresses) as client, closing(client.watch_statistics(60)) as readings:
+    with (
+        GRPCComputeClient(AddressBook(addresses, in_order=True)) as client,
+        closing(client.watch_statistics(60)) as readings,
+    ):
         assert next(readings).value(NAME, model="b") == 0.5
 
 

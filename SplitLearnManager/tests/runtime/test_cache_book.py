@@ -7,7 +7,7 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from splitlearn_comm import Crop, Forward, GRPCComputeServer, Reorder, ResourceExhaustedError, StartRecording
+from splitlearn_comm import CacheUse, Crop, Forward, GRPCComputeServer, Reorder, ResourceExhaustedError, StartRecording
 from splitlearn_comm.client import ExponentialBackoff
 from splitlearn_comm.quickstart import Client
 from splitlearn_core.testing import random_hidden, reference, tiny_trunk
@@ -17,6 +17,22 @@ from splitlearn_manager.runtime.hosted_trunk import HostedTrunk, bytes_per_token
 
 def tokens(rows: int, length: int) -> Forward:
     return Forward(torch.zeros(rows, length, 1))
+
+
+@pytest.mark.parametrize(
+    ("limits", "limit_bytes"),
+    [
+        (CacheLimits(), 0),
+        (CacheLimits(max_bytes=100), 100),
+        (CacheLimits(max_tokens=7), 70),
+        (CacheLimits(max_bytes=100, max_tokens=7), 70),
+    ],
+)
+def test_it_says_what_is_used_of_what_there_is_in_bytes(limits: CacheLimits, limit_bytes: int) -> None:
+    book = CacheBook(limits, bytes_per_token=10)
+    book.open("a")
+    book.admit("a", tokens(2, 3))
+    assert book.use() == CacheUse(num_bytes=60, limit_bytes=limit_bytes)
 
 
 def test_steps_count_what_they_add_and_take_away() -> None:

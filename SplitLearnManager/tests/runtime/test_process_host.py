@@ -17,6 +17,7 @@ import torch
 
 from splitlearn_comm import (
     Action,
+    CacheUse,
     ComputeCall,
     Crop,
     DeadlineExceededError,
@@ -121,6 +122,7 @@ def test_it_tells_what_was_done_in_the_process(process: ModelProcess, runner: as
         assert after.num_tokens - before.num_tokens == 6
         assert (after.num_sessions - before.num_sessions, after.cached_tokens - before.cached_tokens) == (1, 6)
         assert after.kv_limit_bytes == process.spec.kv_bytes
+        assert await host.cache_use() == CacheUse(num_bytes=after.kv_bytes, limit_bytes=after.kv_limit_bytes or 0)
         assert sum(after.queue_s.counts) - sum(before.queue_s.counts) == 3
         # On a clock that both processes share: neither before it was sent nor behind the answer.
         assert 0 < after.queue_s.sum - before.queue_s.sum < seconds

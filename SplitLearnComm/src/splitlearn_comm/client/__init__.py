@@ -1,5 +1,6 @@
 """The clients, synchronous and asyncio: two thin shells around the same cursor, retries and messages."""
 
+from splitlearn_comm.client.address_book import AddressBook
 from splitlearn_comm.client.aio_client import AsyncComputeClient
 from splitlearn_comm.client.aio_session import AsyncClientSession
 from splitlearn_comm.client.client import GRPCComputeClient
@@ -11,6 +12,7 @@ from splitlearn_comm.client.statistics import ClientStatistics, StepBreakdown
 from splitlearn_comm.client.timeouts import Timeouts
 
 __all__ = [
+    "AddressBook",
     "AsyncClientSession",
     "AsyncComputeClient",
     "ClientOptions",

@@ -15,21 +15,22 @@ import grpc.aio
 import torch
 
 import splitlearn_comm.protocol as protocol
+from splitlearn_comm.client.address_book import book_of
 from splitlearn_comm.client.aio_session import AsyncClientSession
 from splitlearn_comm.client.aio_stream import AsyncStream
+from splitlearn_comm.client.asking import AsyncAsking
 from splitlearn_comm.client.chooser import CodecChooser, Question, Reply, Work
 from splitlearn_comm.client.closing import AsyncClosing, closed_here, is_cancelled_by_its_owner
 from splitlearn_comm.client.course import Pause, SessionCourse
 from splitlearn_comm.client.cursor import SessionCursor
 from splitlearn_comm.client.deadline import Deadline
 from splitlearn_comm.client.failures import translate, worth_another_round
-from splitlearn_comm.client.replicas import ReplicaBook
 from splitlearn_comm.client.retry import ONCE
 from splitlearn_comm.client.settings import ClientOptions, ClientSettings, check_size
 from splitlearn_comm.client.statistics import ClientStatistics
 from splitlearn_comm.client.watching import WatchedCall
 from splitlearn_comm.codec import AutoCodec, CodecChoice
-from splitlearn_comm.errors import CommError, ResourceExhaustedError, ServerUnavailableError
+from splitlearn_comm.errors import CommError, ResourceExhaustedError, ServerUnavailableError, ServiceNotFoundError
 from splitlearn_comm.framing import calls, service
 from splitlearn_comm.framing.statistics import decode_statistics, encode_watch
 from splitlearn_comm.messages import ComputeCall, KVEntries, ServiceInfo
@@ -40,8 +41,8 @@ class AsyncComputeClient:
     """`GRPCComputeClient` for asyncio: the same arguments and methods, awaited. Make and use it on one event loop."""
 
     def __init__(self, address: str | Sequence[str], **options: Unpack[ClientOptions]) -> None:
-        addresses = (address,) if isinstance(address, str) else tuple(address)
-        self._book = ReplicaBook(addresses)
+        self._book = book_of(address)
+        addresses = self._book.addresses
         self._settings = ClientSettings(addresses=addresses, **options)
         self._channels: dict[str, grpc.aio.Channel] = {
             address: self._settings.credentials.aio_channel(
@@ -60,6 +61,7 @@ class AsyncComputeClient:
         self._chooser = CodecChooser(self._settings.auto or AutoCodec(), self._settings.max_message_bytes)
         # What two measure over one link at the same time is half of what there is.
         self._choosing = {address: asyncio.Lock() for address in addresses}
+        self._asking = AsyncAsking(self._book, self._settings.service, self._ask)
 
     def __repr__(self) -> str:
         return f"<{type(self).__name__} of {self.address}>"
@@ -123,7 +125,8 @@ class AsyncComputeClient:
         cursor = SessionCursor(self._settings, expected_fingerprint)
         course = SessionCourse(cursor, self._book, self._statistics)
         connect = partial(self._open_stream, cursor)
-        return AsyncClientSession(connect, self._choose_codec, self._closing, self._settings, cursor, course)
+        ask_all = self._asking.ask_all
+        return AsyncClientSession(connect, self._choose_codec, ask_all, self._closing, self._settings, cursor, course)
 
     async def get_info(self) -> ServiceInfo:
         """What is served; asked once."""
@@ -138,7 +141,7 @@ class AsyncComputeClient:
         last: ServerUnavailableError | None = None
         for address in self._settings.addresses:
             try:
-                if service.decode_health(await self._try(address, protocol.HEALTH_CHECK, b"", deadline)):
+                if service.decode_health(await self._try(address, protocol.HEALTH_CHECK, b"", deadline)).serving:
                     return True
             except ServerUnavailableError as error:
                 last = error
@@ -148,7 +151,7 @@ class AsyncComputeClient:
 
     async def watch_statistics(self, interval_s: float = 5.0) -> AsyncIterator[StatisticsReading]:
         """As `GRPCComputeClient.watch_statistics`, for `async for`."""
-        failures: list[CommError] = []
+        failures: list[tuple[str, CommError]] = []
         for address in self._book.order(time.monotonic()):
             has_begun = False
             try:
@@ -158,7 +161,7 @@ class AsyncComputeClient:
             except ServerUnavailableError as error:
                 if has_begun:
                     raise
-                failures.append(error)
+                failures.append((address, error))
             else:
                 return
         raise worth_another_round(failures)
@@ -193,21 +196,30 @@ class AsyncComputeClient:
         )
 
     async def _try_each(self, path: str, message: bytes, deadline: Deadline) -> bytes:
-        """The answer of the first server that can be reached and has room."""
-        failures: list[CommError] = []
-        for address in self._book.order(time.monotonic()):
+        """The answer of the first server that can be reached, serves what is asked for and has room."""
+        failures: list[tuple[str, CommError]] = []
+        for address in await self._to_try(path, deadline):
             try:
                 return await self._try(address, path, message, deadline)
-            except (ServerUnavailableError, ResourceExhaustedError) as error:
-                failures.append(error)
+            except (ServerUnavailableError, ResourceExhaustedError, ServiceNotFoundError) as error:
+                failures.append((address, error))
         raise worth_another_round(failures)
 
+    async def _to_try(self, path: str, deadline: Deadline) -> list[str]:
+        if path != protocol.COMPUTE:
+            return self._book.order(time.monotonic())
+        await self._asking.ask_all(deadline, for_call=True)
+        return self._book.choose(time.monotonic(), self._settings.service)
+
     async def _try(self, address: str, path: str, message: bytes, deadline: Deadline) -> bytes:
+        self._book.begin_call(address)
         try:
             reply = await self._ask(address, path, message, deadline)
         except ServerUnavailableError as error:
             self._book.failed(address, time.monotonic(), error)
             raise
+        finally:
+            self._book.end_call(address)
         self._book.succeeded(address)
         return reply
 

@@ -14,6 +14,7 @@ import torch
 from splitlearn_comm.client.aio_stream import AsyncStream
 from splitlearn_comm.client.closing import AsyncClosing, closed_here
 from splitlearn_comm.client.course import (
+    Ask,
     Choose,
     Connect,
     Course,
@@ -49,6 +50,7 @@ class AsyncClientSession:
         self,
         connect: Callable[[str], AsyncStream],
         choose: Callable[[str, Deadline], Awaitable[CodecChoice]],
+        ask_all: Callable[[Deadline], Awaitable[None]],
         closing: AsyncClosing,
         settings: ClientSettings,
         cursor: SessionCursor,
@@ -56,6 +58,7 @@ class AsyncClientSession:
     ) -> None:
         self._connect = connect
         self._choose = choose
+        self._ask_all = ask_all
         self._closing = closing
         self._course = course
         self._settings = settings
@@ -217,6 +220,8 @@ class AsyncClientSession:
                 if self._stream is None:
                     raise closed_here()  # by another, just now: a course connects before it exchanges
                 return await self._stream.exchange(message, deadline, step_id, awaited)
+            case Ask():
+                await self._ask_all(deadline)
             case Choose(address):
                 return await self._choose(address, deadline)
             case Connect(address, keeps_other):

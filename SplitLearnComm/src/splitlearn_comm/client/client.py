@@ -14,13 +14,14 @@ import grpc
 import torch
 
 import splitlearn_comm.protocol as protocol
+from splitlearn_comm.client.address_book import book_of
+from splitlearn_comm.client.asking import Asking
 from splitlearn_comm.client.chooser import CodecChooser, Question, Reply, Work
 from splitlearn_comm.client.closing import Closing, closed_here
 from splitlearn_comm.client.course import Pause, SessionCourse
 from splitlearn_comm.client.cursor import SessionCursor
 from splitlearn_comm.client.deadline import Deadline
 from splitlearn_comm.client.failures import translate, worth_another_round
-from splitlearn_comm.client.replicas import ReplicaBook
 from splitlearn_comm.client.retry import ONCE
 from splitlearn_comm.client.session import ClientSession
 from splitlearn_comm.client.settings import ClientOptions, ClientSettings, check_size
@@ -29,7 +30,7 @@ from splitlearn_comm.client.stream import SyncStream
 from splitlearn_comm.client.watch import DeadlineWatch
 from splitlearn_comm.client.watching import WatchedCall
 from splitlearn_comm.codec import AutoCodec, CodecChoice
-from splitlearn_comm.errors import CommError, ResourceExhaustedError, ServerUnavailableError
+from splitlearn_comm.errors import CommError, ResourceExhaustedError, ServerUnavailableError, ServiceNotFoundError
 from splitlearn_comm.framing import calls, service
 from splitlearn_comm.framing.statistics import decode_statistics, encode_watch
 from splitlearn_comm.messages import ComputeCall, KVEntries, ServiceInfo
@@ -40,8 +41,9 @@ class GRPCComputeClient:
     """Calls a server's function, and opens sessions on it. Connects at the first call. May be used by several threads.
 
     Args:
-        address: `host:port` of the server, or a list of several that serve the same: calls go to the first that can be
-            reached, and a session that loses its server goes on at another.
+        address: `host:port` of the server, or a list of several: calls and sessions go to the least loaded that serves
+            what is asked for, and a session that loses its server goes on at another. An `AddressBook` says more of
+            them, and may be shared by several clients.
         **options: Timeouts, retries, limits, codecs: the fields of `ClientSettings`.
 
     Raises:
@@ -50,8 +52,8 @@ class GRPCComputeClient:
     """
 
     def __init__(self, address: str | Sequence[str], **options: Unpack[ClientOptions]) -> None:
-        addresses = (address,) if isinstance(address, str) else tuple(address)
-        self._book = ReplicaBook(addresses)
+        self._book = book_of(address)
+        addresses = self._book.addresses
         self._settings = ClientSettings(addresses=addresses, **options)
         self._channels: dict[str, grpc.Channel] = {
             address: self._settings.credentials.channel(
@@ -71,6 +73,7 @@ class GRPCComputeClient:
         self._chooser = CodecChooser(self._settings.auto or AutoCodec(), self._settings.max_message_bytes)
         # What two measure over one link at the same time is half of what there is.
         self._choosing = {address: threading.Lock() for address in addresses}
+        self._asking = Asking(self._book, self._settings.service, self._ask)
 
     def __repr__(self) -> str:
         return f"<{type(self).__name__} of {self.address}>"
@@ -155,7 +158,9 @@ class GRPCComputeClient:
         cursor = SessionCursor(self._settings, expected_fingerprint)
         course = SessionCourse(cursor, self._book, self._statistics)
         connect = partial(self._open_stream, cursor)
-        return ClientSession(connect, self._choose_codec, self._closing, self._settings, cursor, course)
+        return ClientSession(
+            connect, self._choose_codec, self._asking.ask_all, self._closing, self._settings, cursor, course
+        )
 
     def get_info(self) -> ServiceInfo:
         """What is served; asked once."""
@@ -170,7 +175,7 @@ class GRPCComputeClient:
         last: ServerUnavailableError | None = None
         for address in self._settings.addresses:
             try:
-                if service.decode_health(self._try(address, protocol.HEALTH_CHECK, b"", deadline)):
+                if service.decode_health(self._try(address, protocol.HEALTH_CHECK, b"", deadline)).serving:
                     return True
             except ServerUnavailableError as error:
                 last = error
@@ -190,7 +195,7 @@ class GRPCComputeClient:
             UnsupportedOperationError: The server keeps no figures.
             ServerUnavailableError: No server can be reached, or the one that is watched stops.
         """
-        failures: list[CommError] = []
+        failures: list[tuple[str, CommError]] = []
         for address in self._book.order(time.monotonic()):
             has_begun = False
             try:
@@ -200,7 +205,7 @@ class GRPCComputeClient:
             except ServerUnavailableError as error:
                 if has_begun:
                     raise
-                failures.append(error)
+                failures.append((address, error))
             else:
                 return
         raise worth_another_round(failures)
@@ -234,21 +239,30 @@ class GRPCComputeClient:
         return retry.execute(lambda: self._try_each(path, message, deadline), deadline, pause=self._closing.pause)
 
     def _try_each(self, path: str, message: bytes, deadline: Deadline) -> bytes:
-        """The answer of the first server that can be reached and has room."""
-        failures: list[CommError] = []
-        for address in self._book.order(time.monotonic()):
+        """The answer of the first server that can be reached, serves what is asked for and has room."""
+        failures: list[tuple[str, CommError]] = []
+        for address in self._to_try(path, deadline):
             try:
                 return self._try(address, path, message, deadline)
-            except (ServerUnavailableError, ResourceExhaustedError) as error:
-                failures.append(error)
+            except (ServerUnavailableError, ResourceExhaustedError, ServiceNotFoundError) as error:
+                failures.append((address, error))
         raise worth_another_round(failures)
 
+    def _to_try(self, path: str, deadline: Deadline) -> list[str]:
+        if path != protocol.COMPUTE:
+            return self._book.order(time.monotonic())
+        self._asking.ask_all(deadline, for_call=True)
+        return self._book.choose(time.monotonic(), self._settings.service)
+
     def _try(self, address: str, path: str, message: bytes, deadline: Deadline) -> bytes:
+        self._book.begin_call(address)
         try:
             reply = self._ask(address, path, message, deadline)
         except ServerUnavailableError as error:
             self._book.failed(address, time.monotonic(), error)
             raise
+        finally:
+            self._book.end_call(address)
         self._book.succeeded(address)
         return reply
 

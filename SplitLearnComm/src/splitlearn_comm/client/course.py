@@ -12,19 +12,30 @@ from collections.abc import Generator
 from dataclasses import dataclass
 from typing import Any
 
+from splitlearn_comm.client.address_book import AddressBook
 from splitlearn_comm.client.awaited import Awaited
 from splitlearn_comm.client.cursor import SessionCursor, check_opened
 from splitlearn_comm.client.deadline import Deadline
 from splitlearn_comm.client.failures import is_retried, worth_another_round
-from splitlearn_comm.client.replicas import ReplicaBook
 from splitlearn_comm.client.statistics import ClientStatistics
-from splitlearn_comm.errors import ClientClosedError, CommError, ResourceExhaustedError, ServerUnavailableError
+from splitlearn_comm.errors import (
+    ClientClosedError,
+    CommError,
+    ResourceExhaustedError,
+    ServerUnavailableError,
+    ServiceNotFoundError,
+)
 from splitlearn_comm.framing.chunks import Outgoing
 from splitlearn_comm.framing.steps import Answer
 from splitlearn_comm.logs import ids
 from splitlearn_comm.messages import SessionState
 
 logger = logging.getLogger("splitlearn_comm.client")
+
+
+@dataclass(frozen=True, slots=True)
+class Ask:
+    """Ask the servers how busy they are, where that is not known."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -75,7 +86,7 @@ class Pause:
     seconds: float
 
 
-Effect = Choose | Connect | Return | Settle | Exchange | Wait | Pause
+Effect = Ask | Choose | Connect | Return | Settle | Exchange | Wait | Pause
 """What a shell does; it sends back the answer, if there is one, or throws in the `CommError` with which it failed."""
 Course = Generator[Effect, Any, Answer]
 
@@ -89,7 +100,7 @@ class SessionCourse:
         statistics: Where to count.
     """
 
-    def __init__(self, cursor: SessionCursor, book: ReplicaBook, statistics: ClientStatistics) -> None:
+    def __init__(self, cursor: SessionCursor, book: AddressBook, statistics: ClientStatistics) -> None:
         self._cursor = cursor
         self._book = book
         self._statistics = statistics
@@ -210,32 +221,39 @@ class SessionCourse:
         Raises:
             CommError: It works nowhere, or not any more.
         """
-        failures: list[CommError] = []
+        if not self._cursor.was_opened and self._book.is_balancing:
+            yield Ask()
+        failures: list[tuple[str, CommError]] = []
         for address in self._candidates():
+            if any(address == tried and _is_out_of_reach(error) for tried, error in failures):
+                continue  # what stands there several times is a proxy, and that is gone
             try:
                 if self._cursor.must_choose:
                     self._cursor.take_choice((yield Choose(address)))
                 answer = yield from self._take_up(address, deadline)
             except ServerUnavailableError as error:
                 self._book.failed(address, time.monotonic(), error)
-                failures.append(error)
-            except ResourceExhaustedError as error:
-                failures.append(error)
+                failures.append((address, error))
+            except (ResourceExhaustedError, ServiceNotFoundError) as error:
+                failures.append((address, error))
             else:
                 # Busy, it keeps the session: that is asked for again later, and not rebuilt elsewhere.
                 if answer.error is None:
-                    self._arrive(address)
+                    self._arrive(address, answer)
                 return answer
         raise worth_another_round(failures)
 
-    def _arrive(self, address: str) -> None:
+    def _arrive(self, address: str, opened: Answer) -> None:
         self._book.succeeded(address)
+        if self._cursor.home != address:
+            load = opened.opened.load if opened.opened else None
+            self._book.took(address, self._cursor.service, load, time.monotonic())
         self._cursor.home, self._is_connected, self._should_move = address, True, False
 
     def _candidates(self) -> list[str]:
         home = self._cursor.home
         if home is None or self._cursor.can_go_elsewhere:
-            return self._book.order(time.monotonic(), first=home)
+            return self._book.choose(time.monotonic(), self._cursor.service, first=home)
         return [home]  # only the server that has the session's state can go on with it
 
     def _take_up(self, address: str, deadline: Deadline) -> Course:
@@ -248,12 +266,11 @@ class SessionCourse:
             if not cursor.is_lost(resumed):
                 cursor.take_opened(resumed)
                 return resumed
-        yield Connect(address)
         was_opened = cursor.was_opened
         # Until it is whole again no server has this session: an attempt that breaks half-way is not resumed.
         home, cursor.home, name = cursor.home, None, cursor.session_id
         try:
-            opened = yield from self._open_anew()
+            opened = yield from self._open_anew(Connect(address))
             if was_opened and cursor.step_id:
                 yield from self._rebuild(deadline)
             cursor.take_opened(opened)
@@ -276,7 +293,7 @@ class SessionCourse:
         while True:
             yield Connect(address)
             try:
-                answer: Answer = yield Exchange(self._cursor.open_message(resume=True), 0, Awaited.OPENED)
+                answer: Answer = yield Exchange(self._open_message(resume=True), 0, Awaited.OPENED)
             except ResourceExhaustedError as error:
                 answer = self._refused(error)
             delay_s = self._told_delay_s(answer, attempt, deadline)
@@ -287,12 +304,18 @@ class SessionCourse:
             yield Wait(delay_s)
             attempt += 1
 
+    def _open_message(self, *, resume: bool) -> bytes:
+        return self._cursor.open_message(resume=resume, can_move=self._book.has_others)
+
     def _refused(self, error: CommError | None) -> Answer:
         return Answer(self._cursor.step_id, self._cursor.position, error=error)
 
-    def _open_anew(self) -> Course:
-        self._cursor.begin_anew()
-        opened: Answer = yield Exchange(self._cursor.open_message(resume=False), 0, Awaited.OPENED)
+    def _open_anew(self, connect: Connect) -> Course:
+        self._cursor.begin_anew()  # before the stream, which tells proxies the session's name
+        yield connect
+        opened: Answer = yield Exchange(self._open_message(resume=False), 0, Awaited.OPENED)
+        if isinstance(opened.error, ServerUnavailableError):
+            self._cursor.note_turned_away()
         check_opened(opened)
         return opened
 
@@ -332,13 +355,12 @@ class SessionCourse:
             return
         cursor, home, name = self._cursor, self._cursor.home, self._cursor.session_id
         try:
-            addresses = self._book.order(time.monotonic(), without=home)
+            addresses = self._book.choose(time.monotonic(), cursor.service, without=home)
         except ServerUnavailableError:
             return
         for address in addresses:
             try:
-                yield Connect(address, keeps_other=True)
-                opened = yield from self._open_anew()
+                opened = yield from self._open_anew(Connect(address, keeps_other=True))
                 yield from self._import(answer.state)
             except ClientClosedError:
                 raise
@@ -350,8 +372,13 @@ class SessionCourse:
             else:
                 cursor.take_opened(opened)
                 yield Settle()
-                self._arrive(address)
+                self._arrive(address, opened)
                 self._statistics.moves += 1
                 told = ids(session=cursor.session_id, step=cursor.step_id)
                 logger.info("session %s moved from %s to %s", cursor.session_id, home, address, extra=told)
                 return
+
+
+def _is_out_of_reach(error: CommError) -> bool:
+    """Whether nobody has answered at all: what a server says has the name of the call."""
+    return isinstance(error, ServerUnavailableError) and not error.request_id

@@ -30,6 +30,7 @@ from splitlearn_comm.framing.assembly import Packing
 from splitlearn_comm.framing.chunks import CHUNK_BYTES, Outgoing
 from splitlearn_comm.messages import Action, Crop, Forward, KVEntries, SessionState
 from splitlearn_comm.observer import Metadata
+from splitlearn_comm.protocol import SESSION_METADATA
 
 
 class SessionCursor:
@@ -57,6 +58,7 @@ class SessionCursor:
         self.history = History(settings.replay_bytes)
         self._base_id = self.session_id
         self._generation = 0
+        self._was_turned_away = False
         self._action: Action | None = None
         self._message: Outgoing = b""
         self._over: CommError | None = None
@@ -89,9 +91,18 @@ class SessionCursor:
         self.codecs = self._settings.plan.with_hidden(choice.codec)
         self._packing = Packing(self.codecs.hidden.to_server)
 
+    @property
+    def service(self) -> str:
+        """The model that it is for; empty where that is left open."""
+        return self._settings.service
+
+    def note_turned_away(self) -> None:
+        """Note that a server that stops did not open the session: a proxy finds another under another name."""
+        self._was_turned_away = True
+
     def begin_anew(self) -> None:
         """Take another name: a server may still have the session under the old one."""
-        if self.was_opened:
+        if self.was_opened or self._was_turned_away:
             self._generation += 1
             self.session_id = f"{self._base_id}.{self._generation}"
 
@@ -124,9 +135,10 @@ class SessionCursor:
 
     def metadata(self) -> Metadata:
         """What goes with a stream of the session."""
-        return (*self._settings.metadata(), *(self.watched.metadata() if self.watched else ()))
+        named = (SESSION_METADATA, self.session_id)
+        return (*self._settings.metadata(), named, *(self.watched.metadata() if self.watched else ()))
 
-    def open_message(self, *, resume: bool) -> bytes:
+    def open_message(self, *, resume: bool, can_move: bool) -> bytes:
         """The message that opens the session, or goes on with it on a new stream."""
         opening = steps.Open(
             session_id=self.session_id,
@@ -135,7 +147,7 @@ class SessionCursor:
             chunk_bytes=CHUNK_BYTES,
             codecs=self.codecs,
             timings=self._settings.timings,
-            can_move=len(self._settings.addresses) > 1,
+            can_move=can_move,
         )
         return steps.encode_open(opening, self.position)
 

@@ -16,6 +16,7 @@ from splitlearn_comm.errors import (
     MessageTooLargeError,
     ResourceExhaustedError,
     ServerUnavailableError,
+    ServiceNotFoundError,
     UnsupportedOperationError,
     error_class,
 )
@@ -68,12 +69,18 @@ def is_retried(error: CommError) -> bool:
     return rule.is_retried or (rule.is_retried_if_told_when and is_told)
 
 
-def worth_another_round(failures: Sequence[CommError]) -> CommError:
-    """The one, of the failures of all replicas, that says when to ask again: a server that told when comes first, then
-    one that may come back; those that have no room have said no."""
-    return next((e for e in failures if isinstance(e, ResourceExhaustedError) and is_retried(e)), None) or next(
-        (e for e in failures if is_retried(e)), failures[-1]
-    )
+def worth_another_round(failures: Sequence[tuple[str, CommError]]) -> CommError:
+    """The one, of the failures at all addresses, that says when to ask again: a server that told when comes first, then
+    one that may come back; those that have no room have said no. Where none serves what is asked for, all that they
+    serve is said."""
+    errors = [error for _, error in failures]
+    told = (e for e in errors if isinstance(e, ResourceExhaustedError) and is_retried(e))
+    if (worth := next(told, None) or next((e for e in errors if is_retried(e)), None)) is not None:
+        return worth
+    said = [(address, error) for address, error in failures if isinstance(error, ServiceNotFoundError)]
+    if 1 < len(said) == len(failures):
+        return ServiceNotFoundError("; ".join(f"at {address}: {error}" for address, error in said))
+    return next((e for e in errors if not isinstance(e, ServiceNotFoundError)), errors[-1])
 
 
 def translate(error: grpc.RpcError, address: str, timeout_s: float) -> CommError:

@@ -13,6 +13,7 @@ import torch
 
 from splitlearn_comm.client.closing import Closing, closed_here
 from splitlearn_comm.client.course import (
+    Ask,
     Choose,
     Connect,
     Course,
@@ -52,6 +53,7 @@ class ClientSession:
         self,
         connect: Callable[[str], SyncStream],
         choose: Callable[[str, Deadline], CodecChoice],
+        ask_all: Callable[[Deadline], None],
         closing: Closing,
         settings: ClientSettings,
         cursor: SessionCursor,
@@ -59,6 +61,7 @@ class ClientSession:
     ) -> None:
         self._connect = connect
         self._choose = choose
+        self._ask_all = ask_all
         self._closing = closing
         self._course = course
         self._settings = settings
@@ -247,6 +250,8 @@ class ClientSession:
                 if self._stream is None:
                     raise closed_here()  # by another, just now: a course connects before it exchanges
                 return self._stream.exchange(message, deadline, step_id, awaited)
+            case Ask():
+                self._ask_all(deadline)
             case Choose(address):
                 return self._choose(address, deadline)
             case Connect(address, keeps_other):

@@ -12,6 +12,7 @@ from splitlearn_comm.client.credentials import ClientTLS, Credentials
 from splitlearn_comm.client.retry import ExponentialBackoff, RetryStrategy
 from splitlearn_comm.client.timeouts import Timeouts
 from splitlearn_comm.codec import AutoCodec, CodecPlan
+from splitlearn_comm.directory import Wanted
 from splitlearn_comm.errors import MessageTooLargeError
 from splitlearn_comm.framing.chunks import Outgoing
 from splitlearn_comm.framing.steps import Inbox
@@ -132,6 +133,11 @@ class ClientSettings:
         """What goes with one call: a name for it in the server's log, the token, and the model it is for."""
         named = {MODEL_METADATA: self.model, VERSION_METADATA: self.model_version}
         return self.credentials.metadata() + tuple((key, value) for key, value in named.items() if value)
+
+    @cached_property
+    def service(self) -> str:
+        """The model that is wanted, in one word or three; empty where that is left open."""
+        return str(Wanted(name=self.model or "", version=self.model_version or ""))
 
     @property
     def address(self) -> str:

@@ -11,7 +11,7 @@ from splitlearn_comm._proto.splitlearn.v1 import compute_pb2 as pb
 from splitlearn_comm.codec import DTYPES, ENUMS
 from splitlearn_comm.errors import CommError, InvalidRequestError, ResourceExhaustedError, error_class
 from splitlearn_comm.framing.fields import parse
-from splitlearn_comm.messages import ServiceInfo
+from splitlearn_comm.messages import HealthReport, Load, ServiceInfo
 
 MAX_PADDING_BYTES: Final = 256 * 1024
 """What a health check sends back at most, for a client that measures the bandwidth."""
@@ -63,31 +63,51 @@ def decode_info(data: bytes) -> ServiceInfo:
     )
 
 
-def encode_health_question(padding: bytes) -> bytes:
-    """The bytes that ask whether calls are taken, and for the padding to come back."""
-    return pb.HealthCheckRequest(padding=padding).SerializeToString()
+def encode_health_question(padding: bytes = b"", *, with_load: bool = False) -> bytes:
+    """The bytes that ask whether calls are taken, for the padding to come back, and for how busy the server is."""
+    return pb.HealthCheckRequest(padding=padding, with_load=with_load).SerializeToString()
 
 
-def decode_health_question(data: bytes) -> bytes:
-    """The padding that is to come back.
+def decode_health_question(data: bytes) -> tuple[bytes, bool]:
+    """The padding that is to come back, and whether to say how busy the server is.
 
     Raises:
-        InvalidRequestError: There is too much of it, or the bytes are malformed.
+        InvalidRequestError: There is too much padding, or the bytes are malformed.
     """
-    padding = parse(pb.HealthCheckRequest, data).padding if data else b""
-    if len(padding) > MAX_PADDING_BYTES:
-        raise InvalidRequestError(f"a health check with {len(padding)} bytes of padding: at most {MAX_PADDING_BYTES}")
-    return padding
+    question = parse(pb.HealthCheckRequest, data)
+    if len(question.padding) > MAX_PADDING_BYTES:
+        raise InvalidRequestError(
+            f"a health check with {len(question.padding)} bytes of padding: at most {MAX_PADDING_BYTES}"
+        )
+    return question.padding, question.with_load
 
 
-def encode_health(serving: bool, padding: bytes = b"") -> bytes:
-    """The bytes that say whether calls are taken."""
-    return pb.HealthCheckResponse(serving=serving, padding=padding).SerializeToString()
+def encode_health(report: HealthReport, padding: bytes = b"") -> bytes:
+    """The bytes that say whether calls are taken, and how busy the server is."""
+    return pb.HealthCheckResponse(
+        serving=report.serving, padding=padding, load=encode_load(report.load), models=report.models
+    ).SerializeToString()
 
 
-def decode_health(data: bytes) -> bool:
-    """Whether calls are taken."""
-    return parse(pb.HealthCheckResponse, data).serving
+def decode_health(data: bytes) -> HealthReport:
+    """What a server says of itself. Raises `InvalidRequestError` if the bytes are malformed."""
+    message = parse(pb.HealthCheckResponse, data)
+    return HealthReport(serving=message.serving, models=tuple(message.models), load=load_of(message))
+
+
+def encode_load(load: Load | None) -> pb.Load | None:
+    """The message of how busy a server is; None where that is not said."""
+    if load is None:
+        return None
+    return pb.Load(steps=load.steps, sessions=load.sessions, kv_bytes=load.kv_bytes, kv_limit_bytes=load.kv_limit_bytes)
+
+
+def load_of(message: pb.HealthCheckResponse | pb.Opened) -> Load | None:
+    """How busy the server is that sent a message; None where it does not say."""
+    if not message.HasField("load"):
+        return None
+    came = message.load
+    return Load(steps=came.steps, sessions=came.sessions, kv_bytes=came.kv_bytes, kv_limit_bytes=came.kv_limit_bytes)
 
 
 def decode_health_padding(data: bytes) -> bytes:

@@ -16,13 +16,14 @@ from splitlearn_comm.framing.caches import decode_cache, encode_cache
 from splitlearn_comm.framing.chunks import ChunkBuffer, Outgoing
 from splitlearn_comm.framing.fields import attention_mask_of, encode_optional, parse, position_ids_of
 from splitlearn_comm.framing.locate import locate
-from splitlearn_comm.framing.service import decode_error, encode_error
+from splitlearn_comm.framing.service import decode_error, encode_error, encode_load, load_of
 from splitlearn_comm.framing.tensors import TensorTaker, tensor_of
 from splitlearn_comm.messages import (
     RAW_ROLES,
     Action,
     Crop,
     Forward,
+    Load,
     Reorder,
     RoleCodecs,
     SessionState,
@@ -122,6 +123,8 @@ class Opened:
     """Whether the session has state there."""
     fingerprint: str = ""
     """Of what is served; empty if it has none."""
+    load: Load | None = None
+    """How busy what serves the session is, this session included; None where the server does not say."""
 
 
 class Inbox:
@@ -229,7 +232,9 @@ class Inbox:
                 return Answer(step_id, position, self._tensor_of(message.tensor), **common)
             case "opened":
                 came = message.opened
-                opened = Opened(came.max_message_bytes, came.chunk_bytes, came.stateful, came.fingerprint)
+                opened = Opened(
+                    came.max_message_bytes, came.chunk_bytes, came.stateful, came.fingerprint, load_of(came)
+                )
                 return Answer(step_id, position, opened=opened)
             case "state":
                 return Answer(step_id, position, state=self._state_of(message.state), **common)
@@ -310,6 +315,7 @@ def encode_opened(step_id: int, position: int, opened: Opened) -> bytes:
         chunk_bytes=opened.chunk_bytes,
         stateful=opened.stateful,
         fingerprint=opened.fingerprint,
+        load=encode_load(opened.load),
     )
     return pb.SessionResponse(step_id=step_id, position=position, opened=result).SerializeToString()
 

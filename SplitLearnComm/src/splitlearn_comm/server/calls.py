@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Awaitable
+from dataclasses import replace
 from typing import Any
 
 import grpc.aio
 
 from splitlearn_comm.errors import MessageTooLargeError
 from splitlearn_comm.framing import calls, service
+from splitlearn_comm.messages import HealthReport
 from splitlearn_comm.server.config import GRPCServerConfig
 from splitlearn_comm.server.faults import abort, as_comm_error
 from splitlearn_comm.server.served import Services
@@ -54,7 +56,11 @@ class CallService:
         served = self._services.lease(expected_fingerprint)
         try:
             served.validator.check_call(call)
-            result = await served.host.compute(call)
+            served.load.steps += 1
+            try:
+                result = await served.host.compute(call)
+            finally:
+                served.load.steps -= 1
         finally:
             served.release()
         reply = calls.encode_result(result, kv.to_client)
@@ -66,7 +72,9 @@ class CallService:
         return reply
 
     async def _health(self, data: bytes) -> bytes:
-        return service.encode_health(self.is_serving, service.decode_health_question(data))
+        padding, with_load = service.decode_health_question(data)
+        report = await self._services.health() if with_load else HealthReport(serving=self._services.serves_wanted())
+        return service.encode_health(replace(report, serving=report.serving and self.is_serving), padding)
 
     async def _info(self) -> bytes:
         return service.encode_info(self._services.info())

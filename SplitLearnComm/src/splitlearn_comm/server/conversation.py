@@ -165,7 +165,9 @@ class Conversation:
         self._session_id = session_id
         ledger = await self._sessions.settled(session_id, opening.expected_fingerprint)
         served = self._sessions.served(session_id)
-        opened = steps.Opened(self._max_message_bytes, CHUNK_BYTES, served.is_stateful, served.fingerprint)
+        opened = steps.Opened(
+            self._max_message_bytes, CHUNK_BYTES, served.is_stateful, served.fingerprint, served.load.known()
+        )
         return steps.encode_opened(ledger.step_id, ledger.position, opened)
 
     def _agree(self, opening: steps.Open) -> None:
@@ -261,6 +263,7 @@ class Conversation:
         if isinstance(action, Forward):
             served.validator.check_forward(action, ledger.position)
         began_s = time.perf_counter()
+        served.load.steps += 1
         try:
             if self._due_s is not None:
                 return await in_time(served.host.run_step(ledger.session_id, action), self._due_s)
@@ -275,6 +278,7 @@ class Conversation:
                 await self._fail(ledger, "a step of it failed inside the service")
             raise
         finally:
+            served.load.steps -= 1
             self._compute_s = time.perf_counter() - began_s
 
     def _encoded(self, step_id: int, position: int, tensor: torch.Tensor | None) -> Outgoing:

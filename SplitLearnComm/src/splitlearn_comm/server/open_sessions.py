@@ -87,6 +87,7 @@ class OpenSessions:
             await self._close_at_host(session_id, served)
             raise SessionNotFoundError(f"session {session_id} was closed while it was opened; open another")
         self._served[session_id] = served
+        served.load.sessions += 1
         self.wake(session_id)
         self._statistics.sessions_opened += 1
         self._tell(self._observer.on_session_opened)
@@ -152,6 +153,7 @@ class OpenSessions:
         self.wake(session_id)
         self._tell(self._observer.on_session_closed, how)
         if served is not None:
+            served.load.sessions -= 1
             await self._close_at_host(session_id, served)
 
     async def _open_at_host(self, session_id: str, client: str, fingerprint: str) -> Served:

@@ -8,6 +8,7 @@ from splitlearn_comm.errors import InvalidRequestError, SessionNotFoundError
 from splitlearn_comm.host import SessionHost
 from splitlearn_comm.messages import (
     Action,
+    CacheUse,
     ComputeCall,
     ComputeResult,
     Crop,
@@ -51,6 +52,10 @@ class RunningSumHost(SessionHost):
     def num_sessions(self) -> int:
         """Sessions open now."""
         return len(self._caches_BPH)
+
+    async def cache_use(self) -> CacheUse:
+        """Bytes of all caches; no limit."""
+        return CacheUse(num_bytes=sum(cache.nbytes for cache in self._caches_BPH.values() if cache is not None))
 
     async def compute(self, call: ComputeCall) -> ComputeResult:
         """Sum from the cache of the call on."""

@@ -3,7 +3,7 @@
 from dataclasses import dataclass
 from typing import NamedTuple
 
-from splitlearn_comm import Action, Crop, Forward, Reorder, ResourceExhaustedError
+from splitlearn_comm import Action, CacheUse, Crop, Forward, Reorder, ResourceExhaustedError
 
 ASK_AGAIN_S = 1.0
 """When to ask again for room that gets free when others end."""
@@ -65,6 +65,13 @@ class CacheBook:
     def num_bytes(self) -> int:
         """What they take; more may be set aside for tokens to come."""
         return self._tokens * self._bytes_per_token
+
+    def use(self) -> CacheUse:
+        """What they take and may take, in bytes; a limit in tokens counts as the bytes of so many."""
+        limits = self._limits
+        in_tokens = None if limits.max_tokens is None else limits.max_tokens * self._bytes_per_token
+        known = [limit for limit in (limits.max_bytes, in_tokens) if limit is not None]
+        return CacheUse(num_bytes=self.num_bytes, limit_bytes=min(known, default=0))
 
     def open(self, session_id: str) -> None:
         """Add a session without tokens."""

@@ -13,6 +13,7 @@ import torch
 import splitlearn_core
 from splitlearn_comm import (
     Action,
+    CacheUse,
     ComputeCall,
     ComputeResult,
     Crop,
@@ -93,6 +94,10 @@ class HostedTrunk(MeasuredHost):
             kv_bytes=self._book.num_bytes,
             kv_limit_bytes=self._cache_limits.max_bytes,
         )
+
+    async def cache_use(self) -> CacheUse:
+        """Return what the caches take, and may take."""
+        return self._book.use()
 
     async def teardown(self) -> None:
         """End the model's thread; the host may be set up again."""

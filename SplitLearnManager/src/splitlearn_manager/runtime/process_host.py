@@ -8,7 +8,7 @@ from dataclasses import dataclass
 
 import torch
 
-from splitlearn_comm import Action, ComputeCall, ComputeResult, Forward, KVEntries, ServiceInfo
+from splitlearn_comm import Action, CacheUse, ComputeCall, ComputeResult, Forward, KVEntries, ServiceInfo
 from splitlearn_comm.errors import ServerUnavailableError, SessionNotFoundError
 from splitlearn_comm.framing.calls import decode_result, encode_call
 from splitlearn_comm.framing.chunks import whole
@@ -125,6 +125,13 @@ class ProcessHost(MeasuredHost):
         """Have the process say what it did; it answers between two forwards."""
         frame = await self._process.call(Kind.READ)
         return EngineReading.from_json(frame.payload.decode()) if frame.payload else None
+
+    async def cache_use(self) -> CacheUse:
+        """Have the process say what the caches take."""
+        reading = await self.read()
+        if reading is None:
+            return CacheUse()
+        return CacheUse(num_bytes=reading.kv_bytes, limit_bytes=reading.kv_limit_bytes or 0)
 
     def _session_of(self, session_id: str) -> _Session:
         session = self._sessions.get(session_id)

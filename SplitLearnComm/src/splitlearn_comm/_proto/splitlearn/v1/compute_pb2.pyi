@@ -263,16 +263,18 @@ class SessionResponse(_message.Message):
     def __init__(self, step_id: _Optional[int] = ..., position: _Optional[int] = ..., opened: _Optional[_Union[Opened, _Mapping]] = ..., tensor: _Optional[_Union[TensorData, _Mapping]] = ..., done: _Optional[_Union[Done, _Mapping]] = ..., error: _Optional[_Union[Error, _Mapping]] = ..., chunk: _Optional[_Union[TensorChunk, _Mapping]] = ..., state: _Optional[_Union[SessionState, _Mapping]] = ..., timings: _Optional[_Union[Timings, _Mapping]] = ..., draining: bool = ...) -> None: ...
 
 class Opened(_message.Message):
-    __slots__ = ("max_message_bytes", "chunk_bytes", "stateful", "fingerprint")
+    __slots__ = ("max_message_bytes", "chunk_bytes", "stateful", "fingerprint", "load")
     MAX_MESSAGE_BYTES_FIELD_NUMBER: _ClassVar[int]
     CHUNK_BYTES_FIELD_NUMBER: _ClassVar[int]
     STATEFUL_FIELD_NUMBER: _ClassVar[int]
     FINGERPRINT_FIELD_NUMBER: _ClassVar[int]
+    LOAD_FIELD_NUMBER: _ClassVar[int]
     max_message_bytes: int
     chunk_bytes: int
     stateful: bool
     fingerprint: str
-    def __init__(self, max_message_bytes: _Optional[int] = ..., chunk_bytes: _Optional[int] = ..., stateful: bool = ..., fingerprint: _Optional[str] = ...) -> None: ...
+    load: Load
+    def __init__(self, max_message_bytes: _Optional[int] = ..., chunk_bytes: _Optional[int] = ..., stateful: bool = ..., fingerprint: _Optional[str] = ..., load: _Optional[_Union[Load, _Mapping]] = ...) -> None: ...
 
 class Done(_message.Message):
     __slots__ = ()
@@ -293,18 +295,36 @@ class Error(_message.Message):
     def __init__(self, code: _Optional[int] = ..., kind: _Optional[str] = ..., message: _Optional[str] = ..., request_id: _Optional[str] = ..., retry_after_s: _Optional[float] = ...) -> None: ...
 
 class HealthCheckRequest(_message.Message):
-    __slots__ = ("padding",)
+    __slots__ = ("padding", "with_load")
     PADDING_FIELD_NUMBER: _ClassVar[int]
+    WITH_LOAD_FIELD_NUMBER: _ClassVar[int]
     padding: bytes
-    def __init__(self, padding: _Optional[bytes] = ...) -> None: ...
+    with_load: bool
+    def __init__(self, padding: _Optional[bytes] = ..., with_load: bool = ...) -> None: ...
 
 class HealthCheckResponse(_message.Message):
-    __slots__ = ("serving", "padding")
+    __slots__ = ("serving", "padding", "load", "models")
     SERVING_FIELD_NUMBER: _ClassVar[int]
     PADDING_FIELD_NUMBER: _ClassVar[int]
+    LOAD_FIELD_NUMBER: _ClassVar[int]
+    MODELS_FIELD_NUMBER: _ClassVar[int]
     serving: bool
     padding: bytes
-    def __init__(self, serving: bool = ..., padding: _Optional[bytes] = ...) -> None: ...
+    load: Load
+    models: _containers.RepeatedScalarFieldContainer[str]
+    def __init__(self, serving: bool = ..., padding: _Optional[bytes] = ..., load: _Optional[_Union[Load, _Mapping]] = ..., models: _Optional[_Iterable[str]] = ...) -> None: ...
+
+class Load(_message.Message):
+    __slots__ = ("steps", "sessions", "kv_bytes", "kv_limit_bytes")
+    STEPS_FIELD_NUMBER: _ClassVar[int]
+    SESSIONS_FIELD_NUMBER: _ClassVar[int]
+    KV_BYTES_FIELD_NUMBER: _ClassVar[int]
+    KV_LIMIT_BYTES_FIELD_NUMBER: _ClassVar[int]
+    steps: int
+    sessions: int
+    kv_bytes: int
+    kv_limit_bytes: int
+    def __init__(self, steps: _Optional[int] = ..., sessions: _Optional[int] = ..., kv_bytes: _Optional[int] = ..., kv_limit_bytes: _Optional[int] = ...) -> None: ...
 
 class ServiceInfoRequest(_message.Message):
     __slots__ = ()
