@@ -14,6 +14,7 @@ TABLES = (
     "observability",
     "batching",
     "sessions",
+    "clients",
     "model_life",
     "failover",
     "wire_bytes",
