@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import asyncio
+import time
 from collections.abc import Awaitable
 from dataclasses import replace
 from typing import Any
@@ -11,6 +13,7 @@ import grpc.aio
 from splitlearn_comm.errors import MessageTooLargeError
 from splitlearn_comm.framing import calls, service
 from splitlearn_comm.messages import HealthReport
+from splitlearn_comm.server.ceasing import Ceasing
 from splitlearn_comm.server.config import GRPCServerConfig
 from splitlearn_comm.server.faults import abort, as_comm_error
 from splitlearn_comm.server.served import Services
@@ -27,9 +30,18 @@ class CallService:
         self._config = config
         self._statistics = statistics
         self.is_serving = False
+        self._ceasing = Ceasing()
+
+    async def wait_until_they_cease(self, timeout_s: float) -> None:
+        """Wait, once health has fallen, until no stateless call comes any more, and no longer than that."""
+        until_s = time.monotonic() + timeout_s
+        # There is nothing to wait on: it is silence that is waited for.
+        while wait_s := self._ceasing.wait_s(time.monotonic(), until_s):  # noqa: ASYNC110
+            await asyncio.sleep(wait_s)
 
     async def compute(self, data: bytes, context: Context) -> bytes:
         """The handler of Compute."""
+        self._ceasing.called(time.monotonic())
         reply = await self._answer("a compute call", self._compute(data), context)
         self._statistics.computes += 1
         self._statistics.bytes_received += len(data)

@@ -30,7 +30,8 @@ class GRPCServerConfig:
     drain_timeout_s: float = 10.0
     """How long calls and steps that are running when the server stops may still take."""
     drain_idle_timeout_s: float = 2.0
-    """How long a server that stops waits for a client that does nothing to come and take its session elsewhere."""
+    """How long a server that stops waits for clients to go elsewhere: one that does nothing, to come for its session,
+    and those whose stateless calls still come."""
     refuse_nonfinite: bool = True
     """Whether NaN and infinity are refused in floating inputs."""
     tls: ServerTLS | None = None
