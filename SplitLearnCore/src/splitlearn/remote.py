@@ -23,6 +23,7 @@ from splitlearn_core import (
     TrunkSession,
     UnsupportedOptionError,
 )
+from splitlearn_core.training.port import TrunkTrainingSpec
 
 TRAINING_REFUSED = (
     "no gradient crosses the wire in this version: call model.eval() and torch.no_grad(), or leave trunk= out to have "
@@ -101,6 +102,14 @@ class RemoteTrunk(TrunkPort):
         self._free_abandoned()
         session = self._client.session(expected_fingerprint=self._service_fingerprint)
         return RemoteTrunkSession(session, self._info.dtype, self._abandoned)
+
+    def start_training(self, spec: TrunkTrainingSpec) -> NoReturn:
+        """Refuse: not across the wire yet.
+
+        Raises:
+            UnsupportedOptionError: always.
+        """
+        raise UnsupportedOptionError(TRAINING_REFUSED)
 
     def text_to_measure(self, model_id: str, revision: str | None) -> torch.Tensor | None:
         """Return the token ids [1, T] to measure losses on; None where none are needed.

@@ -6,7 +6,11 @@ CoreError
 ├── CheckpointError         (OSError)     weights that are missing, truncated or of no known format
 ├── PartInputError          (ValueError)  a tensor that a part cannot take
 ├── TrunkMismatchError      (ValueError)  this side and the trunk do not belong to one model
-└── UnsupportedOptionError  (ValueError)  an option that would need what this side does not hold
+├── UnsupportedOptionError  (ValueError)  an option that would need what this side does not hold
+└── TrainingError           (ValueError)  what cannot be trained so
+    ├── AdapterError        an adapter that cannot be had across a cut, or that changes nothing
+    ├── PassExpiredError    a pass whose activations are not kept any more
+    └── StaleGradientError  a gradient of a forward that other weights made
 """
 
 
@@ -36,3 +40,19 @@ class TrunkMismatchError(CoreError, ValueError):
 
 class UnsupportedOptionError(CoreError, ValueError):
     """An option that would need tensors which this side of the cut does not hold."""
+
+
+class TrainingError(CoreError, ValueError):
+    """What cannot be trained in the way that was asked for."""
+
+
+class AdapterError(TrainingError):
+    """An adapter that cannot be had across a cut, or that changes nothing."""
+
+
+class PassExpiredError(TrainingError):
+    """A pass whose activations are not kept any more; running its forward again gives them back."""
+
+
+class StaleGradientError(TrainingError):
+    """A gradient of a forward that was made with other weights than those of now."""

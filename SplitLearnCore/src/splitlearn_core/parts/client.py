@@ -6,8 +6,9 @@ Tensor shapes: B rows, T new tokens, P cached tokens, H hidden size.
 import functools
 import inspect
 import warnings
+from collections.abc import Iterable
 from contextlib import nullcontext
-from typing import Any, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import torch
 from torch import nn
@@ -19,6 +20,12 @@ from splitlearn_core.parts.port import TrunkPort
 from splitlearn_core.parts.split_cache import SplitCache
 from splitlearn_core.split.cut import Cut
 from splitlearn_core.split.points import SplitPoints
+from splitlearn_core.training.crossing import TrunkPasses
+from splitlearn_core.training.run import TrainingRun, start_training
+from splitlearn_core.training.seeding import Seeding
+
+if TYPE_CHECKING:
+    from peft import LoraConfig
 
 TRUNK_INTERNALS = ("output_attentions", "output_hidden_states")
 """What a forward may be asked for that only the trunk could answer."""
@@ -42,6 +49,10 @@ class SplitModel(CutModel, GenerationMixin):
 
     trunk: TrunkPort
     """The middle; set by whoever makes the model."""
+    passes: TrunkPasses | None = None
+    """The way of gradients through the trunk; set by `start_training`."""
+    dropout_seeding: Seeding | None = None
+    """What dropout is drawn from, inside `seeded_dropout`."""
     _bottom_output_BTH: torch.Tensor | None = None
     _generation_cache: SplitCache | None = None
     _crossing: Crossing | None = None
@@ -74,6 +85,41 @@ class SplitModel(CutModel, GenerationMixin):
     def new_cache(self) -> SplitCache:
         """Return an empty cache whose trunk half is a session of its own."""
         return SplitCache(self.config, self.cut.kept, self.trunk.open_session)
+
+    def start_training(
+        self,
+        *,
+        train: Iterable[str] = ("bottom", "trunk", "top"),
+        lora: "LoraConfig | None" = None,
+        optimizer: str | type[torch.optim.Optimizer] = "adamw",
+        seed: int = 0,
+        recompute: bool = False,
+        **options: Any,
+    ) -> TrainingRun:
+        """Begin to train: adapters are put in, all else is frozen, and there is one optimizer for both sides.
+
+        A loop, `transformers.Trainer` or clipping need know nothing of the cut: the trunk's parameters are among
+        `parameters()` as proxies of two elements, whose gradients are the norms of the trunk's own.
+
+        Args:
+            train: which parts train: any of `"bottom"`, `"trunk"`, `"top"`.
+            lora: adapter of these parts, as `peft` takes it for the whole model; its first values are those that `peft`
+                would draw there. None to train all parameters of these parts.
+            optimizer: name of a class of `torch.optim`, or the class.
+            seed: what the trunk's dropout is drawn from.
+            recompute: have the trunk keep no activations between forward and backward, but compute them again.
+            options: of the optimizer: `lr`, `weight_decay`, …
+
+        Returns:
+            The run: `run.optimizer` is an ordinary optimizer whose `step()` steps the trunk too.
+
+        Raises:
+            AdapterError: an adapter that cannot be had across a cut, or that matches nothing.
+            TrainingError: a part or an optimizer that there is not, or an option that it does not take.
+        """
+        return start_training(
+            self, train=train, lora=lora, optimizer=optimizer, seed=seed, recompute=recompute, options=options
+        )
 
     def forward_across(self, inputs: dict[str, Any]) -> Any:
         """Run Bottom, trunk and Top; `inputs` are the arguments of the architecture's own forward by name.
@@ -152,6 +198,10 @@ class SplitModel(CutModel, GenerationMixin):
         assert self._crossing is not None
         cache, mask, positions = self._crossing
         if cache is None:
+            passes = self.passes
+            if passes is not None and self.training and torch.is_grad_enabled():
+                seeding = self.dropout_seeding
+                return passes.run(hidden_BTH, mask, positions, None if seeding is None else seeding.current)
             return self.trunk.compute(hidden_BTH, mask, positions, training=self.training)
         session = cache.session
         if session.position != cache.position:

@@ -7,8 +7,11 @@ from typing import Self
 import torch
 
 from splitlearn_core.cache.part_cache import PartCache
+from splitlearn_core.errors import TrainingError
 from splitlearn_core.parts.trunk import Trunk
 from splitlearn_core.split.points import SplitPoints
+from splitlearn_core.training.port import TrunkTraining, TrunkTrainingSpec
+from splitlearn_core.training.trunk_trainer import TrunkTrainer
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -104,6 +107,15 @@ class TrunkPort(ABC):
     def open_session(self) -> TrunkSession:
         """Open a KV cache on the trunk."""
 
+    def start_training(self, spec: TrunkTrainingSpec) -> TrunkTraining:
+        """Train the trunk, or an adapter of it, for this client alone; or only take gradients through it.
+
+        Raises:
+            TrainingError: what the specification asks for is not there; as all of it on a port that does not override
+                this.
+        """
+        raise TrainingError(f"no gradient goes through a {type(self).__name__}")
+
     @abstractmethod
     def close(self) -> None:
         """Let go of connections. May be called twice."""
@@ -140,6 +152,10 @@ class LocalTrunk(TrunkPort):
     def open_session(self) -> "LocalTrunkSession":
         """Open a KV cache in this process."""
         return LocalTrunkSession(self.trunk)
+
+    def start_training(self, spec: TrunkTrainingSpec) -> TrunkTraining:
+        """Train the trunk, or an adapter of it, in this process."""
+        return TrunkTrainer(self.trunk, spec)
 
     def close(self) -> None:
         """Do nothing: there is no connection."""

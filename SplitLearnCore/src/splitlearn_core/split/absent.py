@@ -41,6 +41,16 @@ class AbsentLayer(Absent):
     # Not through nn.Module's __call__: no hook hangs here, and every token passes all layers that live elsewhere.
     __call__ = forward
 
+    def stand_in(self, name: str, parameter: nn.Parameter) -> None:
+        """Show a parameter among the model's under the name that one has in the layer; it is no part of any state."""
+        self._parameters[name] = parameter
+
+    def _save_to_state_dict(self, destination: Any, prefix: str, keep_vars: bool) -> None:
+        return
+
+    def _load_from_state_dict(self, *args: Any, **kwargs: Any) -> None:
+        return
+
 
 class AbsentEncoder(Absent):
     """An encoder of images or sound, which no part holds."""

@@ -1,0 +1,183 @@
+"""LoRA adapters of a model of which nobody holds all layers, drawn as `peft` would draw them for the whole.
+
+`peft` draws an adapter's first values from torch's generator, one target after the other, as it meets them in the whole
+model. A model without storage is enough for that: whoever knows the configuration draws the same values, for the layers
+that live elsewhere too, and hands those over.
+"""
+
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import nn
+from transformers import PreTrainedConfig, PreTrainedModel
+
+from splitlearn_core.errors import AdapterError
+from splitlearn_core.parts.part import CutModel
+from splitlearn_core.training.skeleton import model_without_storage
+
+try:
+    from peft import LoraConfig, PeftModel, get_peft_model, inject_adapter_in_model
+    from peft.tuners.lora import LoraLayer
+except ImportError as error:
+    raise ImportError("LoRA needs peft: pip install 'splitlearn-core[train]'") from error
+
+ADAPTER_NAME = "default"
+"""What `peft` calls an adapter that was given no name."""
+NEEDING_WEIGHTS = ("corda", "eva", "loftq", "lora_ga", "olora", "pissa")
+"""First values that are computed from the base weights, which the client does not hold."""
+NOT_THERE = {"use_dora": False, "bias": "none", "modules_to_save": None, "trainable_token_indices": None}
+"""Options that a split model does not take, with what stands for none of it."""
+PREFIX = "base_model.model."
+"""What `peft` puts before the names of a whole model's parameters."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Adapter:
+    """An adapter of some or all layers of a model."""
+
+    config: LoraConfig
+    """As `peft` understood it: the targets are those of the whole model."""
+    modules: tuple[str, ...]
+    """Names of the modules that it changes, in the order of the whole model."""
+    tensors: dict[str, torch.Tensor]
+    """Its values, by the names of the parameters in the model that it was put into, in the order of the whole model."""
+
+    def within(self, module_names: Iterable[str]) -> "Adapter":
+        """Return what of it belongs to these modules."""
+        held = set(module_names)
+        kept = tuple(name for name in self.modules if name in held)
+        begins = tuple(f"{name}." for name in kept)
+        tensors = {name: tensor for name, tensor in self.tensors.items() if name.startswith(begins)}
+        return Adapter(config=self.config, modules=kept, tensors=tensors)
+
+
+def draw_adapter(
+    architecture: type[PreTrainedModel],
+    config: PreTrainedConfig,
+    lora: LoraConfig,
+    dtype: torch.dtype,
+    within: Iterable[str] | None = None,
+) -> Adapter:
+    """Draw an adapter of a whole model from torch's generator, bit for bit as `peft.get_peft_model` does.
+
+    Args:
+        architecture: class of the whole model.
+        config: its configuration.
+        lora: what `peft` would be given for it.
+        dtype: of the whole model's weights.
+        within: names of the modules that may have one; None for all. For some only, the values are those that `peft`
+            draws when it is told these targets by name.
+
+    Raises:
+        AdapterError: what `lora` asks for cannot be had across a cut, or matches nothing.
+    """
+    check_lora(lora)
+    skeleton = model_without_storage(architecture, config, dtype)
+    names = {name for name, _ in skeleton.named_modules()}
+    if within is not None:
+        with torch.random.fork_rng(devices=[]):
+            targets = targets_of(_whole_with_adapter(model_without_storage(architecture, config, dtype), lora))
+        wanted = [name for name in targets if name in set(within)]
+        if not wanted:
+            raise AdapterError(nothing_matched(lora, [name for name in names if name in set(within)], skeleton))
+        lora = naming(lora, wanted)
+    whole = _whole_with_adapter(skeleton, lora)
+    tensors = {
+        name.removeprefix(PREFIX): parameter.detach()
+        for name, parameter in whole.named_parameters()
+        if parameter.requires_grad
+    }
+    understood = whole.peft_config[ADAPTER_NAME]
+    assert isinstance(understood, LoraConfig)
+    return Adapter(config=understood, modules=targets_of(whole), tensors=tensors)
+
+
+def put_into(model: CutModel, adapter: Adapter) -> dict[str, nn.Parameter]:
+    """Put an adapter into a part or a client model, in place; return its parameters by name, in the model's order.
+
+    Raises:
+        AdapterError: the model does not hold all modules of the adapter.
+    """
+    missing = sorted(set(adapter.modules) - {name for name, _ in model.named_modules()})
+    if missing:
+        raise AdapterError(f"the adapter changes {', '.join(missing)}, which this part does not hold")
+    frozen = {name for name, parameter in model.named_parameters() if not parameter.requires_grad}
+    with torch.random.fork_rng(devices=[]):
+        inject_adapter_in_model(naming(adapter.config, adapter.modules), model, ADAPTER_NAME)
+    put_in = {name: p for name, p in model.named_parameters() if name in adapter.tensors}
+    # peft freezes whatever is no adapter; what trains beside one is not its business.
+    for name, parameter in model.named_parameters():
+        if name not in put_in:
+            parameter.requires_grad_(parameter.requires_grad and name not in frozen)
+    with torch.no_grad():
+        for name, parameter in put_in.items():
+            parameter.data = adapter.tensors[name].to(parameter.device, copy=True)
+    return put_in
+
+
+def adapter_of(fields: Mapping[str, Any], tensors: Mapping[str, torch.Tensor]) -> Adapter:
+    """Return the adapter that another process described; its targets are named one by one."""
+    config = LoraConfig(**fields)
+    assert isinstance(config.target_modules, (set, list))
+    return Adapter(config=config, modules=tuple(config.target_modules), tensors=dict(tensors))
+
+
+def check_lora(lora: LoraConfig) -> None:
+    """Check that an adapter can be had across a cut.
+
+    Raises:
+        AdapterError: it is none of LoRA, or needs what no side holds alone.
+    """
+    if not isinstance(lora, LoraConfig):
+        raise AdapterError(f"lora= takes a peft.LoraConfig; got {type(lora).__name__}")
+    first_values = lora.init_lora_weights
+    if isinstance(first_values, str) and first_values.lower().startswith(NEEDING_WEIGHTS):
+        raise AdapterError(
+            f"init_lora_weights={first_values!r} computes first values from the base weights, which no side of the cut "
+            "holds alone: leave it out, or take 'gaussian' or 'orthogonal'"
+        )
+    for name, usual in NOT_THERE.items():
+        if (getattr(lora, name, usual) or usual) != usual:
+            raise AdapterError(f"{name}={getattr(lora, name)!r} is not there for a split model: leave it out")
+
+
+def naming(lora: LoraConfig, modules: Iterable[str]) -> LoraConfig:
+    """Return the same adapter with its targets named one by one."""
+    fields = {**fields_of(lora), "layers_to_transform": None, "layers_pattern": None, "exclude_modules": None}
+    return LoraConfig(**{**fields, "target_modules": list(modules)})
+
+
+def fields_of(lora: LoraConfig) -> dict[str, Any]:
+    """Return the fields of a LoRA configuration."""
+    fields: dict[str, Any] = lora.to_dict()  # type: ignore[no-untyped-call]
+    return fields
+
+
+def targets_of(model: nn.Module) -> tuple[str, ...]:
+    """Return the names of the modules that an adapter changes, in the order of the model."""
+    return tuple(name.removeprefix(PREFIX) for name, module in model.named_modules() if isinstance(module, LoraLayer))
+
+
+def _whole_with_adapter(skeleton: PreTrainedModel, lora: LoraConfig) -> PeftModel:
+    try:
+        made = get_peft_model(skeleton, lora)
+    except ValueError as error:
+        if "not found in the base model" not in str(error):
+            raise AdapterError(str(error)) from error
+        raise AdapterError(nothing_matched(lora, [n for n, _ in skeleton.named_modules()], skeleton)) from error
+    assert isinstance(made, PeftModel)
+    return made
+
+
+def nothing_matched(lora: LoraConfig, names: Iterable[str], model: nn.Module) -> str:
+    """Say that the targets of an adapter match nothing, and which modules there are."""
+    kinds = sorted({name.rpartition(".")[2] for name in names if is_weighted_leaf(model.get_submodule(name))})
+    return f"target_modules={lora.target_modules!r} matches nothing there; there are {', '.join(kinds)}"
+
+
+def is_weighted_leaf(module: nn.Module) -> bool:
+    """Whether a module is one of those that adapters change: a weight of two dimensions and nothing inside."""
+    weight = getattr(module, "weight", None)
+    return isinstance(weight, torch.Tensor) and weight.dim() == 2 and not list(module.children())

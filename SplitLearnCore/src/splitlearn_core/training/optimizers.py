@@ -1,0 +1,94 @@
+"""Optimizers by name, and the one at the client, whose `step()` steps both sides."""
+
+import functools
+import math
+from collections.abc import Callable, Iterable, Mapping
+from typing import Any
+
+import torch
+from torch import optim
+
+from splitlearn_core.errors import TrainingError
+from splitlearn_core.training.proxies import GradientProxies
+
+UpdateTrunk = Callable[[list[dict[str, Any]]], None]
+"""Does one step of the trunk's optimizer with the options of all groups, as they are now."""
+
+
+def optimizer_class(name: str) -> type[optim.Optimizer]:
+    """Return a class of `torch.optim` by its name, in any case.
+
+    Raises:
+        TrainingError: there is none, or it calls the loss several times for a step (LBFGS), which no trunk can.
+    """
+    known = {
+        key.lower(): value
+        for key, value in vars(optim).items()
+        if isinstance(value, type)
+        and issubclass(value, optim.Optimizer)
+        and value not in (optim.Optimizer, optim.LBFGS)
+    }
+    if name.lower() not in known:
+        names = ", ".join(each.__name__ for each in known.values())
+        raise TrainingError(f"there is no optimizer {name!r} for a split model; there are {names}")
+    return known[name.lower()]
+
+
+def make_optimizer(
+    base: type[optim.Optimizer],
+    groups: Iterable[Mapping[str, Any]],
+    proxies: GradientProxies,
+    update_trunk: UpdateTrunk,
+    **options: Any,
+) -> optim.Optimizer:
+    """Make an optimizer of the given class whose `step()` first steps the trunk's.
+
+    Args:
+        base: class of `torch.optim`.
+        groups: as torch takes them; the parameters of the trunk are there as proxies.
+        proxies: of the trunk's parameters.
+        update_trunk: called once a step.
+        options: of the class, for all groups.
+    """
+
+    class BothSides(base):  # type: ignore[misc, valid-type]
+        @functools.wraps(base.step)
+        def step(self, closure: Callable[[], float] | None = None) -> Any:
+            loss = None
+            if closure is not None:
+                with torch.enable_grad():
+                    loss = closure()
+            # The trunk first: it may fail, and then neither side has moved.
+            if proxies.parameters:
+                update_trunk([said_of(group) for group in self.param_groups])
+            with proxies.aside():
+                unhooked(base.step)(self)
+            return loss
+
+    BothSides.__name__ = BothSides.__qualname__ = base.__name__
+    return BothSides(list(groups), **options)
+
+
+def unhooked(step: Any) -> Any:
+    """Return an optimizer's step without the wrapper that calls hooks, which the outer step has already."""
+    while getattr(step, "hooked", False):
+        step = step.__wrapped__
+    return step
+
+
+def said_of(group: Mapping[str, Any]) -> dict[str, Any]:
+    """Return what of an optimizer's group can be said to another process: numbers, words, truth values and lists."""
+    said = {name: plain(value) for name, value in group.items() if name not in ("params", "param_names")}
+    return {name: value for name, value in said.items() if value is not NotImplemented}
+
+
+def plain(value: Any) -> Any:
+    """Return a value as JSON has it, or NotImplemented."""
+    if isinstance(value, torch.Tensor) and value.numel() == 1:
+        value = value.item()
+    if isinstance(value, (tuple, list)):
+        items = [plain(item) for item in value]
+        return NotImplemented if NotImplemented in items else items
+    if isinstance(value, float) and not math.isfinite(value):
+        raise TrainingError(f"an optimizer's options are finite numbers; got {value}")
+    return value if value is None or isinstance(value, (bool, int, float, str)) else NotImplemented

@@ -1,0 +1,75 @@
+"""What stands at the client for the trunk's trainable parameters: two elements each, whose gradient is a norm.
+
+Whatever a training loop does to gradients before it steps, it does to all of them: it takes a norm over the norms of
+all parameters, and multiplies all by one number (clipping, undoing a loss scale), or skips the step when one is not
+finite. With one norm for each of the trunk's parameters, in the places that they have in the whole model, all of that
+comes out right, to the last bit. The second element is too small to change any norm, and tells by what all of them were
+multiplied.
+"""
+
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+
+import torch
+from torch import nn
+
+from splitlearn_core.parts.part import CutModel
+from splitlearn_core.split.absent import AbsentLayer
+from splitlearn_core.split.layers import find_layers
+
+TINY = 2.0**-100
+"""A power of two, so that a product with it is exact, whose square is nothing beside any other."""
+
+
+class GradientProxies:
+    """Stand-ins for the trainable parameters of a trunk.
+
+    Args:
+        shapes: dtype of each parameter by its name in the whole model.
+        device: where the client's own parameters are.
+    """
+
+    def __init__(self, dtypes: Mapping[str, torch.dtype], device: torch.device) -> None:
+        self.parameters = {
+            name: nn.Parameter(torch.zeros(2, dtype=dtype, device=device)) for name, dtype in dtypes.items()
+        }
+        self.first = next(iter(self.parameters.values()), None)
+
+    def install(self, model: CutModel) -> None:
+        """Put the stand-ins where the parameters are in the whole model, so that `parameters()` goes over them."""
+        name, layers = find_layers(model)
+        absent = [(index, layer) for index, layer in enumerate(layers) if isinstance(layer, AbsentLayer)]
+        for index, layer in absent:
+            begin = f"{name}.{index}."
+            for full_name, parameter in self.parameters.items():
+                if full_name.startswith(begin):
+                    layer.stand_in(full_name.removeprefix(begin), parameter)
+
+    @property
+    def is_clear(self) -> bool:
+        """Whether the loop has cleared the gradients since the last backward, or there were none."""
+        return self.first is None or self.first.grad is None
+
+    def take(self, norms_N: torch.Tensor) -> None:
+        """Take the norms of the gradients that the trunk has now."""
+        for parameter, norm in zip(self.parameters.values(), norms_N.tolist(), strict=True):
+            parameter.grad = torch.tensor([norm, TINY], dtype=parameter.dtype, device=parameter.device)
+
+    def scale(self) -> torch.Tensor | None:
+        """Return by what all gradients were multiplied since they were taken, a float32 scalar; None for not at all."""
+        assert self.first is not None
+        assert self.first.grad is not None
+        scale = self.first.grad[1].detach().to("cpu", torch.float32) / TINY
+        return None if scale == 1 else scale
+
+    @contextmanager
+    def aside(self) -> Iterator[None]:
+        """Hide the gradients from an optimizer: the numbers that stand in for parameters are not to be changed."""
+        held = [(p, p.grad) for p in self.parameters.values()]
+        for parameter, _ in held:
+            parameter.grad = None
+        try:
+            yield
+        finally:
+            for parameter, gradient in held:
+                parameter.grad = gradient

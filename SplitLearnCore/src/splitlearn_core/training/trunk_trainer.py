@@ -1,0 +1,226 @@
+"""A Trunk that trains, in the process that holds it.
+
+Tensor shapes: B rows, T tokens, H hidden size; N trainable parameters.
+"""
+
+import copy
+from collections.abc import Mapping, Sequence
+from typing import Any, NamedTuple
+
+import torch
+from torch import nn
+
+from splitlearn_core.errors import PassExpiredError, StaleGradientError, TrainingError
+from splitlearn_core.parts.trunk import Trunk
+from splitlearn_core.training.optimizers import optimizer_class
+from splitlearn_core.training.port import BackwardResult, TrunkTraining, TrunkTrainingSpec
+from splitlearn_core.training.seeding import DropoutSeed, Seeding, seed_layers
+
+MAX_PASSES = 64
+"""Forwards without a backward that are kept at most; older ones are forgotten."""
+
+
+class Pass(NamedTuple):
+    """What is kept of a forward until its backward."""
+
+    entered_BTH: torch.Tensor
+    """A leaf of the graph."""
+    left_BTH: torch.Tensor | None
+    """The end of the graph; None where it is computed again."""
+    inputs: tuple[torch.Tensor | None, torch.Tensor | None]
+    """Mask and positions."""
+    dropout: DropoutSeed
+    version: int
+    """Updates that the weights had seen."""
+
+
+class TrunkTrainer(TrunkTraining):
+    """Trains an adapter of a trunk, or a copy of the trunk itself. One user at a time.
+
+    Args:
+        trunk: whose layers run; not changed. Its weights are shared unless all of them train.
+        spec: what trains and how.
+
+    Raises:
+        AdapterError: the adapter changes what the trunk does not hold.
+        TrainingError: an optimizer or a parameter that does not exist.
+    """
+
+    def __init__(self, trunk: Trunk, spec: TrunkTrainingSpec) -> None:
+        self._spec = spec
+        self.trunk = own_copy(trunk) if spec.full else sharing_copy(trunk)
+        self.trainable = self._make_trainable()
+        self._seeding = Seeding()
+        seed_layers(self.trunk, self._seeding)
+        self._passes: dict[int, Pass] = {}
+        self._newest_pass = 0
+        self._optimizer = self._make_optimizer() if self.trainable else None
+        self.update_id = 0
+
+    def _make_trainable(self) -> dict[str, nn.Parameter]:
+        if self._spec.full:
+            names = {name for group in self._spec.groups for name in group.names}
+            return {name: p for name, p in self.trunk.named_parameters() if name in names}
+        if self._spec.lora is None:
+            return {}
+        return with_adapter(self.trunk, self._spec.lora, self._spec.tensors or {})
+
+    def _make_optimizer(self) -> torch.optim.Optimizer:
+        unknown = sorted({name for group in self._spec.groups for name in group.names} - set(self.trainable))
+        if unknown:
+            raise TrainingError(f"no parameter of the trunk that trains has the name {', '.join(unknown)}")
+        groups = [
+            {**group.options, "params": [self.trainable[name] for name in group.names]} for group in self._spec.groups
+        ]
+        made: torch.optim.Optimizer = optimizer_class(self._spec.optimizer)(groups)  # type: ignore[call-arg]
+        return made
+
+    def forward(
+        self,
+        pass_id: int,
+        hidden_BTH: torch.Tensor,
+        attention_mask: torch.Tensor | None = None,
+        position_ids: torch.Tensor | None = None,
+        *,
+        dropout: DropoutSeed,
+    ) -> torch.Tensor:
+        """Run the layers in train mode and keep what the backward needs."""
+        entered_BTH = hidden_BTH.detach().requires_grad_()
+        kept = Pass(entered_BTH, None, (attention_mask, position_ids), dropout, self.update_id)
+        left_BTH = self._run(kept, with_graph=not self._spec.recompute)
+        self._passes[pass_id] = kept if self._spec.recompute else kept._replace(left_BTH=left_BTH)
+        self._newest_pass = max(self._newest_pass, pass_id)
+        while len(self._passes) > MAX_PASSES:
+            del self._passes[next(iter(self._passes))]
+        return left_BTH.detach()
+
+    def _run(self, kept: Pass, *, with_graph: bool) -> torch.Tensor:
+        self.trunk.train()
+        state = torch.get_rng_state()
+        self._seeding.current = kept.dropout
+        try:
+            with torch.set_grad_enabled(with_graph):
+                left_BTH = self.trunk(kept.entered_BTH, *kept.inputs)
+        finally:
+            self._seeding.current = None
+            torch.set_rng_state(state)
+        assert isinstance(left_BTH, torch.Tensor)
+        return left_BTH
+
+    def backward(
+        self,
+        pass_id: int,
+        gradient_BTH: torch.Tensor,
+        *,
+        wants_input_gradient: bool = True,
+        accumulate: bool = True,
+        scale: torch.Tensor | None = None,
+    ) -> BackwardResult:
+        """Take the gradient of what a forward returned through its layers."""
+        kept = self._passes.get(pass_id)
+        if kept is None:
+            raise PassExpiredError(
+                f"pass {pass_id} is not kept any more (the newest is {self._newest_pass}): run its forward again"
+            )
+        if kept.version != self.update_id:
+            raise StaleGradientError(
+                f"the forward of pass {pass_id} ran after update {kept.version}, and now update {self.update_id} is "
+                "done: its gradient is of other weights; run the forward again"
+            )
+        del self._passes[pass_id]
+        self._prepare(accumulate, scale)
+        left_BTH = kept.left_BTH if kept.left_BTH is not None else self._run(kept, with_graph=True)
+        wanted = [*self.trainable.values(), *([kept.entered_BTH] if wants_input_gradient else [])]
+        if wanted:
+            torch.autograd.backward(left_BTH, gradient_BTH, inputs=wanted)
+        return BackwardResult(kept.entered_BTH.grad, self._norms())
+
+    def _prepare(self, accumulate: bool, scale: torch.Tensor | None) -> None:
+        for parameter in self.trainable.values():
+            if not accumulate:
+                parameter.grad = None
+            elif parameter.grad is not None and scale is not None:
+                parameter.grad.mul_(scale)
+
+    def _norms(self) -> torch.Tensor:
+        norms = [
+            torch.zeros((), dtype=p.dtype, device=p.device) if p.grad is None else torch.linalg.vector_norm(p.grad)
+            for p in self.trainable.values()
+        ]
+        return torch.stack(norms) if norms else torch.empty(0)
+
+    def update(self, update_id: int, options: Sequence[Mapping[str, Any]], scale: torch.Tensor | None = None) -> None:
+        """Do one step of the optimizer."""
+        if update_id == self.update_id:
+            return
+        if update_id != self.update_id + 1:
+            raise TrainingError(f"expected update {self.update_id + 1}; got {update_id}")
+        if self._optimizer is None or len(options) != len(self._optimizer.param_groups):
+            raise TrainingError(f"expected options of {len(self._spec.groups)} groups; got {len(options)}")
+        self._prepare(accumulate=True, scale=scale)
+        for group, now in zip(self._optimizer.param_groups, options, strict=True):
+            group.update({name: value for name, value in now.items() if name in group and name != "params"})
+        self._optimizer.step()
+        self.update_id = update_id
+
+    def read_state(self) -> dict[str, torch.Tensor]:
+        """Return copies of the trained parameters and of the optimizer's state, by name, on the CPU."""
+        tensors: dict[str, torch.Tensor] = {f"parameter {n}": p for n, p in self.trainable.items()}
+        for name, parameter in self.trainable.items():
+            state = {} if self._optimizer is None else self._optimizer.state.get(parameter, {})
+            for key, value in state.items():
+                if isinstance(value, torch.Tensor):
+                    tensors[f"{key} {name}"] = value
+        return {name: tensor.detach().to("cpu", copy=True) for name, tensor in tensors.items()}
+
+    def write_state(self, state: Mapping[str, torch.Tensor], update_id: int) -> None:
+        """Go on from what `read_state` returned after an update."""
+        expected = {f"parameter {name}" for name in self.trainable}
+        came = {name for name in state if name.startswith("parameter ")}
+        if came != expected:
+            differing = ", ".join(sorted(expected ^ came)[:4])
+            raise TrainingError(f"the state is of other parameters than those that train: {differing}")
+        with torch.no_grad():
+            for name, parameter in self.trainable.items():
+                parameter.copy_(state[f"parameter {name}"])
+        if self._optimizer is not None:
+            self._optimizer.state.clear()
+            for full_name, tensor in state.items():
+                key, _, name = full_name.partition(" ")
+                if key != "parameter":
+                    self._optimizer.state[self.trainable[name]][key] = tensor.clone()
+        self._passes.clear()
+        self.update_id = update_id
+
+    def close(self) -> None:
+        """Free everything."""
+        self._passes.clear()
+        self.trainable = {}
+        self._optimizer = None
+
+
+def sharing_copy(trunk: Trunk) -> Trunk:
+    """Copy the modules of a trunk but not its weights, which are frozen in the copy."""
+    memo: dict[int, Any] = {id(p): nn.Parameter(p.detach(), requires_grad=False) for p in trunk.parameters()}
+    memo.update({id(buffer): buffer for buffer in trunk.buffers()})
+    made = copy.deepcopy(trunk, memo)
+    assert isinstance(made, Trunk)
+    return made
+
+
+def own_copy(trunk: Trunk) -> Trunk:
+    """Copy a trunk with its weights, all of which may train in the copy."""
+    made = copy.deepcopy(trunk)
+    assert isinstance(made, Trunk)
+    for parameter in made.parameters():
+        parameter.requires_grad_(parameter.is_floating_point())
+    return made
+
+
+def with_adapter(trunk: Trunk, lora: Mapping[str, Any], tensors: Mapping[str, torch.Tensor]) -> dict[str, nn.Parameter]:
+    """Put an adapter that a client drew into a trunk, in place; return its parameters by name."""
+    try:
+        from splitlearn_core.training import adapters
+    except ImportError:
+        raise
+    return adapters.put_into(trunk, adapters.adapter_of(lora, tensors))
