@@ -5,6 +5,8 @@ CommError
 ├── SequenceTooLongError (ValueError)         more tokens than the model has positions for
 ├── SessionNotFoundError (LookupError)        no such session, or no longer
 ├── ServiceNotFoundError (LookupError)        nothing of that name is served at this address
+├── PassExpiredError (LookupError)            a training pass whose activations are not kept any more
+├── StaleGradientError                        a gradient of a forward that other weights made
 ├── StepOrderError                            a step came too late, too early or at the wrong position
 ├── FingerprintMismatchError (ValueError)     the two ends hold parts of different models
 ├── MessageTooLargeError (ValueError)         a message over the limit of either side
@@ -57,6 +59,14 @@ class SessionNotFoundError(CommError, LookupError):
 
 class ServiceNotFoundError(CommError, LookupError):
     """Nothing of that name and version is served at this address."""
+
+
+class PassExpiredError(CommError, LookupError):
+    """A training pass whose activations the server keeps no more: its forward has to run again."""
+
+
+class StaleGradientError(CommError):
+    """The weights have changed since the forward whose gradient came."""
 
 
 class StepOrderError(CommError):
@@ -123,7 +133,9 @@ CODES: dict[type[CommError], grpc.StatusCode] = {
     SequenceTooLongError: grpc.StatusCode.OUT_OF_RANGE,
     SessionNotFoundError: grpc.StatusCode.NOT_FOUND,
     ServiceNotFoundError: grpc.StatusCode.NOT_FOUND,
+    PassExpiredError: grpc.StatusCode.NOT_FOUND,
     StepOrderError: grpc.StatusCode.FAILED_PRECONDITION,
+    StaleGradientError: grpc.StatusCode.FAILED_PRECONDITION,
     FingerprintMismatchError: grpc.StatusCode.FAILED_PRECONDITION,
     ClientClosedError: grpc.StatusCode.FAILED_PRECONDITION,
     ResourceExhaustedError: grpc.StatusCode.RESOURCE_EXHAUSTED,

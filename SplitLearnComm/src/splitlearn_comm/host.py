@@ -8,6 +8,7 @@ import torch
 
 from splitlearn_comm.errors import UnsupportedOperationError
 from splitlearn_comm.messages import Action, CacheUse, ComputeCall, ComputeResult, KVEntries, ServiceInfo
+from splitlearn_comm.training import Trained, TrainingAction
 
 
 class SessionHost(ABC):
@@ -57,6 +58,19 @@ class SessionHost(ABC):
             [B, T, H] for `Forward`, None for every other action. It must not change afterwards: it is sent, and kept
             for a repeat of the step.
         """
+
+    async def train(self, session_id: str, action: TrainingAction) -> torch.Tensor | Trained | None:
+        """Do one step of a session that trains.
+
+        Raised errors mean what they mean in `run_step`.
+
+        Returns:
+            [B, T, H] for `ForwardPass`, `Trained` for `BackwardPass` and `ReadTraining`, None for every other action.
+
+        Raises:
+            UnsupportedOperationError: Nothing trains here; as every step on a host that does not override this.
+        """
+        raise UnsupportedOperationError(f"{self.get_info().name!r} cannot be trained")
 
     async def export_session(self, session_id: str) -> KVEntries:
         """The cache of a session, to be imported elsewhere; the session stays as it is.

@@ -14,6 +14,14 @@ import grpc
 
 from splitlearn_comm.framing import steps
 from splitlearn_comm.messages import Crop, Forward, Reorder, StartRecording
+from splitlearn_comm.training import (
+    BackwardPass,
+    ForwardPass,
+    ReadTraining,
+    StartTraining,
+    Update,
+    WriteTraining,
+)
 
 Metadata = Sequence[tuple[str, str | bytes]]
 """What travels with a call, as gRPC takes it."""
@@ -28,6 +36,12 @@ _ACTIONS: dict[type, str] = {
     steps.Close: "close",
     steps.Export: "export",
     steps.Import: "import",
+    StartTraining: "start_training",
+    ForwardPass: "forward_pass",
+    BackwardPass: "backward_pass",
+    Update: "update",
+    ReadTraining: "read_training",
+    WriteTraining: "write_training",
 }
 
 
@@ -40,8 +54,9 @@ class StepSummary(NamedTuple):
     """One message of a session and its answer, seen from one side."""
 
     action: str
-    """`forward`, `reorder`, `crop`, `start_recording`; at a server also `open`, `close`, `export`, `import`, and
-    `unknown` for what could not be read."""
+    """`forward`, `reorder`, `crop`, `start_recording`; in a session of training `start_training`, `forward_pass`,
+    `backward_pass`, `update`, `read_training`, `write_training`; at a server also `open`, `close`, `export`, `import`,
+    and `unknown` for what could not be read."""
     code: grpc.StatusCode
     """OK, or with what it was refused or failed."""
     step_id: int

@@ -13,6 +13,7 @@ import torch
 
 from splitlearn_comm.errors import FingerprintMismatchError, InvalidRequestError, SequenceTooLongError
 from splitlearn_comm.messages import ComputeCall, Forward, KVEntries, ServiceInfo, SessionState
+from splitlearn_comm.training import BackwardPass, ForwardPass, TrainingAction, Update
 
 
 class Validator:
@@ -42,6 +43,19 @@ class Validator:
                 f"came {_described(action.hidden)}; use compute() for tensors without a sequence"
             )
         self._check(action.hidden, position, action.attention_mask, action.position_ids)
+
+    def check_training(self, action: TrainingAction) -> None:
+        """Raise `InvalidRequestError` or `SequenceTooLongError` for a step of training that cannot be done."""
+        match action:
+            case ForwardPass():
+                self._check(action.hidden, 0, action.attention_mask, action.position_ids)
+            case BackwardPass():
+                # Not whether it is finite: what is to be done about an overflow is for the client to decide.
+                if self._info.hidden_size is not None:
+                    self._check_hidden(action.gradient, self._info.hidden_size)
+                _check_scale(action.scale)
+            case Update():
+                _check_scale(action.scale)
 
     def check_state(self, state: SessionState, position: int) -> None:
         """Raise `InvalidRequestError` or `SequenceTooLongError` for a state no session here could have."""
@@ -111,6 +125,11 @@ def _check_beside(name: str, beside: torch.Tensor, tensor: torch.Tensor, width: 
         raise InvalidRequestError(
             f"wrong {name}: expected integers or bools {meaning} = [{batch}, {width}], came {_described(beside)}"
         )
+
+
+def _check_scale(scale: float | None) -> None:
+    if scale is not None and not math.isfinite(scale):
+        raise InvalidRequestError(f"gradients are multiplied by a finite number: came {scale}")
 
 
 def _check_rows(cache: KVEntries, batch: int | None) -> None:

@@ -10,6 +10,7 @@ from typing import Any, NoReturn, Self, Unpack
 
 import torch
 
+from splitlearn.remote_training import RemoteTraining
 from splitlearn.wire_loss import measure_losses, sample_text, with_losses
 from splitlearn_comm import GRPCComputeClient, ServiceInfo
 from splitlearn_comm.client import ClientOptions, ClientSession
@@ -25,9 +26,9 @@ from splitlearn_core import (
 )
 from splitlearn_core.training.port import TrunkTrainingSpec
 
-TRAINING_REFUSED = (
-    "no gradient crosses the wire in this version: call model.eval() and torch.no_grad(), or leave trunk= out to have "
-    "the trunk in this process"
+NO_GRADIENT = (
+    "only a forward in train mode has a backward through a trunk on a server, without a cache: call model.train() and "
+    "leave use_cache out, or compute under torch.no_grad()"
 )
 FINGERPRINT_SEPARATOR = ":"
 """Between the checkpoint's fingerprint and the cut points, in what a trunk server calls its fingerprint."""
@@ -103,13 +104,15 @@ class RemoteTrunk(TrunkPort):
         session = self._client.session(expected_fingerprint=self._service_fingerprint)
         return RemoteTrunkSession(session, self._info.dtype, self._abandoned)
 
-    def start_training(self, spec: TrunkTrainingSpec) -> NoReturn:
-        """Refuse: not across the wire yet.
+    def start_training(self, spec: TrunkTrainingSpec) -> RemoteTraining:
+        """Train the trunk on its server, for this client alone, or only take gradients through it.
 
         Raises:
-            UnsupportedOptionError: always.
+            TrainingError: what the specification asks for is not there.
+            CommError: the server refuses it for another reason.
         """
-        raise UnsupportedOptionError(TRAINING_REFUSED)
+        self._free_abandoned()
+        return RemoteTraining(self._client.session(expected_fingerprint=self._service_fingerprint), spec)
 
     def text_to_measure(self, model_id: str, revision: str | None) -> torch.Tensor | None:
         """Return the token ids [1, T] to measure losses on; None where none are needed.
@@ -217,7 +220,7 @@ class NoGradient(torch.autograd.Function):
     @staticmethod
     def backward(ctx: Any, *gradients: torch.Tensor) -> Any:
         """Refuse, instead of leaving the Bottom without gradients in silence."""
-        raise UnsupportedOptionError(TRAINING_REFUSED)
+        raise UnsupportedOptionError(NO_GRADIENT)
 
 
 def joined(sent_BTH: torch.Tensor, received_BTH: torch.Tensor) -> torch.Tensor:
@@ -236,7 +239,7 @@ def refuse_training(training: bool) -> None:
         UnsupportedOptionError: train mode with gradients enabled.
     """
     if training and torch.is_grad_enabled():
-        raise UnsupportedOptionError(TRAINING_REFUSED)
+        raise UnsupportedOptionError(NO_GRADIENT)
 
 
 def trunk_info(info: ServiceInfo) -> TrunkInfo:

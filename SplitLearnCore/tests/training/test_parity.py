@@ -1,8 +1,6 @@
 """A split model trains as the whole one does, to the last bit."""
 
 import copy
-from collections.abc import Callable
-from typing import Any
 
 import pytest
 import torch
@@ -12,62 +10,10 @@ from torch import nn
 from splitlearn_core import LocalTrunk
 from splitlearn_core.training.seeding import seeded_dropout
 from tests.support.families import tiny_split
+from tests.support.training import NUM_STEPS, assert_same, fit, without_prefix
 
 FAMILIES = ("gpt2", "llama", "qwen3")
-NUM_STEPS = 8
 OPTIMIZERS = {"SGD": {"lr": 0.1, "momentum": 0.9}, "AdamW": {"lr": 1e-2, "weight_decay": 0.1}}
-
-
-def batches(num: int, vocab_size: int = 90) -> list[dict[str, torch.Tensor]]:
-    """Micro-batches [2, 7], every other left-padded."""
-    generator = torch.Generator().manual_seed(1)
-    made = []
-    for index in range(num):
-        ids = torch.randint(3, vocab_size, (2, 7), generator=generator)
-        mask = torch.ones_like(ids)
-        if index % 2:
-            mask[0, :3] = 0
-        made.append({"input_ids": ids, "attention_mask": mask, "labels": ids.masked_fill(mask == 0, -100)})
-    return made
-
-
-def fit(model: nn.Module, optimizer: Any, clip: float | None = None, scale: float = 1.0) -> list[float]:
-    """Two micro-batches to a step; return the losses."""
-    model.train()
-    losses = []
-    for index, batch in enumerate(batches(2 * NUM_STEPS)):
-        loss = model(**batch).loss
-        (loss / 2 * scale).backward()
-        losses.append(loss.item())
-        if index % 2:
-            if clip is not None:
-                nn.utils.clip_grad_norm_(model.parameters(), clip)
-            optimizer.step()
-            optimizer.zero_grad()
-    return losses
-
-
-def whole_weights(run: Any) -> dict[str, torch.Tensor]:
-    """What trained, on both sides, by name."""
-    own = {
-        n: p.detach()
-        for n, p in run.model.named_parameters()
-        if p.requires_grad and n not in run.passes.proxies.parameters
-    }
-    far = run.passes.training.read_state() if run.passes.is_trainable else {}
-    return own | {n.removeprefix("parameter "): t for n, t in far.items() if n.startswith("parameter ")}
-
-
-def assert_same(run: Any, whole: nn.Module, names_in_whole: Callable[[str], str] = str) -> None:
-    expected = {names_in_whole(n): p.detach() for n, p in whole.named_parameters() if p.requires_grad}
-    got = whole_weights(run)
-    assert got.keys() == expected.keys()
-    for name, tensor in expected.items():
-        assert torch.equal(got[name], tensor), name
-
-
-def without_prefix(name: str) -> str:
-    return name.removeprefix("base_model.model.")
 
 
 @pytest.mark.parametrize("clip", [None, 0.05])

@@ -31,6 +31,7 @@ from splitlearn_comm.framing.chunks import CHUNK_BYTES, Outgoing
 from splitlearn_comm.messages import Action, Crop, Forward, KVEntries, SessionState
 from splitlearn_comm.observer import Metadata
 from splitlearn_comm.protocol import SESSION_METADATA
+from splitlearn_comm.training import BackwardPass, ForwardPass, TrainingAction
 
 
 class SessionCursor:
@@ -59,7 +60,7 @@ class SessionCursor:
         self._base_id = self.session_id
         self._generation = 0
         self._was_turned_away = False
-        self._action: Action | None = None
+        self._action: Action | TrainingAction | None = None
         self._message: Outgoing = b""
         self._over: CommError | None = None
         self._refused: CommError | None = None
@@ -172,7 +173,7 @@ class SessionCursor:
         self._limit_bytes = min(self._settings.max_message_bytes, opened.max_message_bytes or self._limit_bytes)
         self._packing = replace(self._packing, chunk_bytes=min(CHUNK_BYTES, opened.chunk_bytes))
 
-    def step_message(self, action: Action) -> Outgoing:
+    def step_message(self, action: Action | TrainingAction) -> Outgoing:
         """The message of the next step.
 
         Raises:
@@ -190,8 +191,14 @@ class SessionCursor:
                 f"crop removes tokens from the end: expected at least 0, came {action.num_tokens}"
             )
         self._action, self._began_s = action, time.perf_counter()
+        packing = self._packing
+        if isinstance(action, TrainingAction):
+            # What trained a server cannot be said again to another: it would train twice what came behind.
+            self.history.give_up()
+            if isinstance(action, BackwardPass):
+                packing = replace(packing, codec=self.codecs.gradient.to_server)
         self._message = check_size(
-            steps.encode_step(self.step_id + 1, self.position, action, self._packing), self._limit_bytes
+            steps.encode_step(self.step_id + 1, self.position, action, packing), self._limit_bytes
         )
         if self.watched is not None:
             self.watched.begin_step(action, self._began_s)
@@ -206,7 +213,7 @@ class SessionCursor:
         self.step_id, self.position = answer.step_id, answer.position
         self.history.add(self._message)
         self._note_breakdown(answer, bytes_sent)
-        if isinstance(self._action, Forward) and answer.tensor is None:
+        if isinstance(self._action, Forward | ForwardPass) and answer.tensor is None:
             raise InvalidRequestError("the server answered a forward without a tensor")
         return answer.tensor
 

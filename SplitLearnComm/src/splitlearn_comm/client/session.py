@@ -35,6 +35,7 @@ from splitlearn_comm.errors import CommError
 from splitlearn_comm.framing import steps
 from splitlearn_comm.logs import ids
 from splitlearn_comm.messages import Action, Crop, Forward, Reorder, StartRecording
+from splitlearn_comm.training import Trained, TrainingAction
 
 logger = logging.getLogger("splitlearn_comm.client")
 CLOSE_TIMEOUT_S = 5.0
@@ -136,6 +137,25 @@ class ClientSession:
         """Keep from here on what is needed to crop layers whose cache forgets by itself."""
         self._run(StartRecording(), timeout_s)
 
+    def train(self, action: TrainingAction, *, timeout_s: float | None = None) -> Trained:
+        """Do one step of training; the first makes the session one of training, which no other server can go on with.
+
+        Args:
+            action: What is to be done.
+            timeout_s: How long it may take; by default the client's for this kind of step.
+
+        Returns:
+            What came back: of a forward pass the hidden states too are in `gradient`'s place.
+
+        Raises:
+            PassExpiredError: The pass is not kept any more.
+            StaleGradientError: The weights have changed since its forward.
+            CommError: One of its other kinds.
+        """
+        usual_s = self._settings.training_timeout_s(action)
+        answer = self._exchange(action, Deadline.of_step(timeout_s, usual_s))
+        return Trained(answer.tensor, answer.gradient_norms, answer.training_state)
+
     def close(self) -> None:
         """End the session. May be called twice, and when the server is gone."""
         self._is_closing = True
@@ -182,7 +202,9 @@ class ClientSession:
             stream.close()
 
     def _run(self, action: Action, timeout_s: float | None) -> torch.Tensor | None:
-        deadline = Deadline.of_step(timeout_s, self._settings.step_timeout_s)
+        return self._exchange(action, Deadline.of_step(timeout_s, self._settings.step_timeout_s)).tensor
+
+    def _exchange(self, action: Action | TrainingAction, deadline: Deadline) -> steps.Answer:
         if not self._in_step.acquire(blocking=False):
             if self._is_closing:
                 raise closed_here()
@@ -193,7 +215,8 @@ class ClientSession:
             try:
                 message = self._cursor.step_message(action)
                 answer = self._follow(self._course.exchange(message, deadline), deadline)
-                return self._cursor.take_answer(answer, len(message))
+                self._cursor.take_answer(answer, len(message))
+                return answer
             finally:
                 self._in_use.release()
         finally:

@@ -19,6 +19,7 @@ from splitlearn_comm.framing.steps import Inbox
 from splitlearn_comm.messages import RAW_CODECS, Codecs, RoleCodecs, ServiceInfo
 from splitlearn_comm.observer import Observer
 from splitlearn_comm.protocol import MODEL_METADATA, VERSION_METADATA
+from splitlearn_comm.training import BackwardPass, ForwardPass, TrainingAction
 
 # gRPC counts milliseconds of 32 bits.
 _LONGEST_SILENCE_S = 1e6
@@ -118,6 +119,17 @@ class ClientSettings:
     def step_timeout_s(self) -> float:
         """How long a step may take."""
         return self.timeout_s if self.timeouts.step_s is None else self.timeouts.step_s
+
+    def training_timeout_s(self, action: TrainingAction) -> float:
+        """How long a step of training may take."""
+        match action:
+            case ForwardPass():
+                own_s = self.timeouts.forward_s
+            case BackwardPass():
+                own_s = self.timeouts.backward_s
+            case _:
+                own_s = self.timeouts.update_s
+        return self.timeout_s if own_s is None else own_s
 
     @cached_property
     def control_timeout_s(self) -> float:

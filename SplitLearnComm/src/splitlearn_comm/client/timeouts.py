@@ -2,10 +2,7 @@
 
 from __future__ import annotations
 
-import warnings
 from dataclasses import dataclass, fields
-
-_OF_TRAINING = ("forward_s", "backward_s", "update_s")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -20,11 +17,11 @@ class Timeouts:
     step_s: float | None = None
     """A step of a session."""
     forward_s: float | None = None
-    """A forward pass of training; as the two below it takes effect with training passes, and warns until then."""
+    """A forward pass of training."""
     backward_s: float | None = None
     """A backward pass of training."""
     update_s: float | None = None
-    """A step of the optimizer."""
+    """A step of the optimizer, and whatever else a session of training asks for."""
     control_s: float | None = None
     """Asking for health or information."""
     connect_s: float | None = None
@@ -35,9 +32,3 @@ class Timeouts:
             value = getattr(self, item.name)
             if value is not None and not value > 0:
                 raise ValueError(f"timeouts.{item.name} must be greater than zero, came {value}")
-        if unused := [name for name in _OF_TRAINING if getattr(self, name) is not None]:
-            warnings.warn(
-                f"timeouts.{', timeouts.'.join(unused)}: taken, and of no effect until training passes travel; "
-                f"the steps of sessions go by step_s",
-                stacklevel=3,
-            )

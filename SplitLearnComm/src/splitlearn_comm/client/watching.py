@@ -14,6 +14,7 @@ from splitlearn_comm.framing.steps import Answer
 from splitlearn_comm.messages import Action
 from splitlearn_comm.observer import CallSummary, Metadata, Observer, StepSummary, action_name
 from splitlearn_comm.protocol import SESSION
+from splitlearn_comm.training import TrainingAction
 
 
 class WatchedCall:
@@ -63,14 +64,14 @@ class WatchedSession:
     def __init__(self, observer: Observer) -> None:
         self._observed = observer.on_call(SESSION, ())
         self._began_s = self._step_began_s = time.perf_counter()
-        self._action: Action | None = None
+        self._action: Action | TrainingAction | None = None
         self._is_over = False
 
     def metadata(self) -> Metadata:
         """What the observer wants to send along with each stream."""
         return self._observed.metadata()
 
-    def begin_step(self, action: Action, began_s: float) -> None:
+    def begin_step(self, action: Action | TrainingAction, began_s: float) -> None:
         """A step is about to be sent, whose encoding began then."""
         self._action, self._step_began_s = action, began_s
 

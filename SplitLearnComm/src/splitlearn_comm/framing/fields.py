@@ -32,11 +32,11 @@ def encode_optional(tensor: torch.Tensor | None) -> pb.TensorData | None:
     return None if tensor is None else CODEC.encode(tensor)
 
 
-def attention_mask_of(message: pb.Forward | pb.ComputeRequest) -> torch.Tensor | None:
+def attention_mask_of(message: pb.Forward | pb.ForwardPass | pb.ComputeRequest) -> torch.Tensor | None:
     """The attention mask of a message, None where it has none."""
     return CODEC.decode(message.attention_mask) if message.HasField("attention_mask") else None
 
 
-def position_ids_of(message: pb.Forward | pb.ComputeRequest) -> torch.Tensor | None:
+def position_ids_of(message: pb.Forward | pb.ForwardPass | pb.ComputeRequest) -> torch.Tensor | None:
     """The position ids of a message, None where it has none."""
     return CODEC.decode(message.position_ids) if message.HasField("position_ids") else None

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Collection
 from dataclasses import dataclass, replace
-from typing import Any, assert_never
+from typing import Any
 
 import torch
 
@@ -18,6 +18,12 @@ from splitlearn_comm.framing.fields import attention_mask_of, encode_optional, p
 from splitlearn_comm.framing.locate import locate
 from splitlearn_comm.framing.service import decode_error, encode_error, encode_load, load_of
 from splitlearn_comm.framing.tensors import TensorTaker, tensor_of
+from splitlearn_comm.framing.training import (
+    decode_training_state,
+    encode_training,
+    encode_training_state,
+    training_action,
+)
 from splitlearn_comm.messages import (
     RAW_ROLES,
     Action,
@@ -30,6 +36,7 @@ from splitlearn_comm.messages import (
     StartRecording,
     Timings,
 )
+from splitlearn_comm.training import Trained, TrainingAction, TrainingState
 
 _DONE = pb.Done()
 _MAX_UINT32 = (1 << 32) - 1
@@ -82,7 +89,7 @@ class Request:
     step_id: int
     position: int
     """Tokens in the cache before it, as the client counts."""
-    action: Action | Open | Close | Export | Import
+    action: Action | TrainingAction | Open | Close | Export | Import
     timeout_ms: int = 0
     """How long the client waits for the answer, counted from when it sent it; 0 if it does not say."""
 
@@ -101,6 +108,10 @@ class Answer:
     """After an open."""
     state: SessionState | None = None
     """After an export."""
+    training_state: TrainingState | None = None
+    """After a read of one."""
+    gradient_norms: tuple[float, ...] = ()
+    """After a backward pass."""
     error: CommError | None = None
     """Why it was refused."""
     draining: bool = False
@@ -138,6 +149,8 @@ class Inbox:
     def __init__(self, max_bytes: int, max_cache_bytes: int | None = None) -> None:
         self.codecs: Collection[str] = ()
         """Names of the codecs that were agreed on for hidden states."""
+        self.gradient_codecs: Collection[str] = ()
+        """Names of those for gradients."""
         self.kv_codecs: Collection[str] = ()
         """Names of those for the session's state."""
         self._chunks = ChunkBuffer(max_bytes)
@@ -150,6 +163,7 @@ class Inbox:
     def agree(self, codecs: RoleCodecs) -> None:
         """Take tensors through these codecs from here on."""
         self.codecs, self.kv_codecs = codecs.hidden.names(), codecs.kv.names()
+        self.gradient_codecs = codecs.gradient.names()
 
     def request(self, data: bytes) -> Request | None:
         """The request in the bytes; None for a chunk, which is kept for the message it belongs to.
@@ -183,6 +197,7 @@ class Inbox:
                 taken.tensor,
                 draining=outer.draining,
                 timings=_timings_of(outer),
+                gradient_norms=tuple(outer.gradient_norms),
                 num_bytes=len(data),
             )
         if self._take_chunk(data, _RESPONSE_CHUNK):
@@ -199,7 +214,7 @@ class Inbox:
         self._chunks.add(fields.offset, fields.total_bytes, memoryview(data)[located.begin : located.end])
         return True
 
-    def _action_of(self, message: pb.SessionRequest) -> Action | Open | Close | Export | Import:
+    def _action_of(self, message: pb.SessionRequest) -> Action | TrainingAction | Open | Close | Export | Import:
         match message.WhichOneof("action"):
             case "forward":
                 forward = message.forward
@@ -219,15 +234,28 @@ class Inbox:
             case "import_state":
                 return Import(self._state_of(message.import_state.state))
             case _:
-                raise InvalidRequestError(
-                    "a session message without an action: expected open, forward, reorder, crop, start_recording, "
-                    "close, or a chunk with data"
-                )
+                return self._training_of(message)
+
+    def _training_of(self, message: pb.SessionRequest) -> TrainingAction:
+        action = training_action(message, self._tensor_of, self._max_bytes)
+        if action is None:
+            raise InvalidRequestError(
+                "a session message without an action: expected open, forward, reorder, crop, start_recording, "
+                "close, one of training, or a chunk with data"
+            )
+        return action
 
     def _answer_of(self, message: pb.SessionResponse) -> Answer:
         step_id, position = message.step_id, message.position
-        common: dict[str, Any] = {"timings": _timings_of(message), "draining": message.draining}
+        common: dict[str, Any] = {
+            "timings": _timings_of(message),
+            "draining": message.draining,
+            "gradient_norms": tuple(message.gradient_norms),
+        }
         match message.WhichOneof("result"):
+            case "training_state":
+                state = decode_training_state(message.training_state, self._max_bytes)
+                return Answer(step_id, position, training_state=state, **common)
             case "tensor":
                 return Answer(step_id, position, self._tensor_of(message.tensor), **common)
             case "opened":
@@ -246,7 +274,7 @@ class Inbox:
     def _tensor_of(self, message: pb.TensorData) -> torch.Tensor:
         num_bytes = message.chunked_bytes
         data = self._chunks.take(num_bytes) if num_bytes else None
-        return tensor_of(message, data, self.codecs, self._max_bytes)
+        return tensor_of(message, data, {*self.codecs, *self.gradient_codecs}, self._max_bytes)
 
     def _state_of(self, message: pb.SessionState) -> SessionState:
         cache = decode_cache(message.cache, self.kv_codecs, max_bytes=self._max_cache_bytes)
@@ -283,7 +311,7 @@ def encode_import(step_id: int, state: SessionState, kv_codec: str = "") -> byte
     return request.SerializeToString()
 
 
-def encode_step(step_id: int, position: int, action: Action, packing: Packing = PLAIN) -> Outgoing:
+def encode_step(step_id: int, position: int, action: Action | TrainingAction, packing: Packing = PLAIN) -> Outgoing:
     """The message of a step. Raises `InvalidRequestError` for a tensor that cannot be sent."""
     match action:
         case Forward(hidden, attention_mask, position_ids):
@@ -297,7 +325,7 @@ def encode_step(step_id: int, position: int, action: Action, packing: Packing = 
         case StartRecording():
             request = pb.SessionRequest(step_id=step_id, position=position, start_recording=pb.StartRecording())
         case _:
-            assert_never(action)
+            return encode_training(pb.SessionRequest(step_id=step_id, position=position), action, packing)
     return request.SerializeToString()
 
 
@@ -326,6 +354,15 @@ def encode_done(step_id: int, position: int, tensor: torch.Tensor | None = None,
         return pb.SessionResponse(step_id=step_id, position=position, done=_DONE).SerializeToString()
     fields = pb.SessionResponse(step_id=step_id, position=position).SerializeToString()
     return with_tensor(fields, _RESPONSE_TENSOR, tensor, b"", packing, _RESPONSE_CHUNK)
+
+
+def encode_trained(step_id: int, position: int, trained: Trained, packing: Packing = PLAIN) -> Outgoing:
+    """The answer to a step that trains and returns more than a tensor."""
+    if trained.state is not None:
+        state = encode_training_state(trained.state)
+        return pb.SessionResponse(step_id=step_id, position=position, training_state=state).SerializeToString()
+    answer = encode_done(step_id, position, trained.gradient, packing)
+    return _with_field(answer, pb.SessionResponse(gradient_norms=trained.norms))
 
 
 def encode_state(step_id: int, position: int, state: SessionState, kv_codec: str = "") -> bytes:

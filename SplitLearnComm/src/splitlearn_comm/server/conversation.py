@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import time
+from collections.abc import Awaitable
 from dataclasses import replace
 
 import grpc
@@ -33,6 +34,7 @@ from splitlearn_comm.server.security.accounts import Meter
 from splitlearn_comm.server.statistics import ServerStatistics
 from splitlearn_comm.server.watching import ServedCall
 from splitlearn_comm.session import Advance, Effect, Ledger, Mark, Permute, Replay, Trim
+from splitlearn_comm.training import Trained, TrainingAction
 
 
 class Conversation:
@@ -223,7 +225,7 @@ class Conversation:
             raise InvalidRequestError("no session is open on this stream; the first message has to open one")
         return self._sessions.use(self._session_id, self._attachment)
 
-    async def _step(self, request: steps.Request, action: Action) -> Outgoing:
+    async def _step(self, request: steps.Request, action: Action | TrainingAction) -> Outgoing:
         ledger = self._ledger()
         verdict = ledger.admit(request.step_id, request.position, effect_of(action))
         if isinstance(verdict, Replay):
@@ -240,12 +242,12 @@ class Conversation:
         self._statistics.steps += 1
         return reply
 
-    async def _done(self, ledger: Ledger, step_id: int, position: int, action: Action) -> Outgoing:
+    async def _done(self, ledger: Ledger, step_id: int, position: int, action: Action | TrainingAction) -> Outgoing:
         """Have the host do a step; returns the answer to send."""
-        tensor = await self._run(ledger, action)
+        result = await self._run(ledger, action)
         # The host has done the step: from here on its number must not become free again.
         try:
-            reply = self._encoded(step_id, position, tensor)
+            reply = self._encoded(step_id, position, result)
         except Exception:
             await self._fail(ledger, "the answer to a step of it could not be put into a message")
             raise
@@ -258,16 +260,20 @@ class Conversation:
             )
         return reply
 
-    async def _run(self, ledger: Ledger, action: Action) -> torch.Tensor | None:
+    async def _run(self, ledger: Ledger, action: Action | TrainingAction) -> torch.Tensor | Trained | None:
         served = self._sessions.served(ledger.session_id)
         if isinstance(action, Forward):
             served.validator.check_forward(action, ledger.position)
+        elif isinstance(action, TrainingAction):
+            served.validator.check_training(action)
         began_s = time.perf_counter()
         served.load.steps += 1
         try:
-            if self._due_s is not None:
-                return await in_time(served.host.run_step(ledger.session_id, action), self._due_s)
-            return await served.host.run_step(ledger.session_id, action)
+            if isinstance(action, TrainingAction):
+                done: Awaitable[torch.Tensor | Trained | None] = served.host.train(ledger.session_id, action)
+            else:
+                done = served.host.run_step(ledger.session_id, action)
+            return await (done if self._due_s is None else in_time(done, self._due_s))
         except CommError as error:
             if served.is_stateful and isinstance(error, ServerUnavailableError):
                 await self._fail(ledger, "what served it is gone")
@@ -281,9 +287,13 @@ class Conversation:
             served.load.steps -= 1
             self._compute_s = time.perf_counter() - began_s
 
-    def _encoded(self, step_id: int, position: int, tensor: torch.Tensor | None) -> Outgoing:
+    def _encoded(self, step_id: int, position: int, result: torch.Tensor | Trained | None) -> Outgoing:
         began_s = time.perf_counter()
-        reply = steps.encode_done(step_id, position, tensor, self._packing)
+        if isinstance(result, Trained):
+            packing = replace(self._packing, codec=self.codecs.gradient.to_client)
+            reply = steps.encode_trained(step_id, position, result, packing)
+        else:
+            reply = steps.encode_done(step_id, position, result, self._packing)
         if not self._tells_timings:
             return reply
         serialise_s, queue_s = time.perf_counter() - began_s, began_s - self._arrived_s - self._compute_s
@@ -321,7 +331,7 @@ def _takes_up(request: steps.Request) -> bool:
     return isinstance(request.action, steps.Open) and request.action.resume
 
 
-def effect_of(action: Action) -> Effect:
+def effect_of(action: Action | TrainingAction) -> Effect:
     """What a step does to position and batch."""
     match action:
         case Forward(hidden):

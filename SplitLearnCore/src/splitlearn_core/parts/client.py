@@ -21,7 +21,7 @@ from splitlearn_core.parts.split_cache import SplitCache
 from splitlearn_core.split.cut import Cut
 from splitlearn_core.split.points import SplitPoints
 from splitlearn_core.training.crossing import TrunkPasses
-from splitlearn_core.training.run import TrainingRun, start_training
+from splitlearn_core.training.run import TrainingRun, frozen_passes, start_training
 from splitlearn_core.training.seeding import Seeding
 
 if TYPE_CHECKING:
@@ -198,8 +198,7 @@ class SplitModel(CutModel, GenerationMixin):
         assert self._crossing is not None
         cache, mask, positions = self._crossing
         if cache is None:
-            passes = self.passes
-            if passes is not None and self.training and torch.is_grad_enabled():
+            if self.training and torch.is_grad_enabled() and (passes := self._passes_for()) is not None:
                 seeding = self.dropout_seeding
                 return passes.run(hidden_BTH, mask, positions, None if seeding is None else seeding.current)
             return self.trunk.compute(hidden_BTH, mask, positions, training=self.training)
@@ -208,6 +207,12 @@ class SplitModel(CutModel, GenerationMixin):
             # Halves that had come apart would go unnoticed: the tokens would only be a little wrong.
             raise CoreError(f"the trunk's cache holds {session.position} tokens, ours {cache.position}; start again")
         return session.step(hidden_BTH, mask, positions, training=self.training)
+
+    def _passes_for(self) -> TrunkPasses | None:
+        """The way of a training forward through the trunk; None where gradients go there by themselves."""
+        if self.passes is None and not self.trunk.is_differentiable:
+            self.passes = frozen_passes(self.trunk, self.device)
+        return self.passes
 
     def _refuse_trunk_internals(self, inputs: dict[str, Any]) -> None:
         for option in TRUNK_INTERNALS:

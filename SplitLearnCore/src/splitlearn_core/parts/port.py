@@ -87,6 +87,9 @@ class TrunkSession(ABC):
 class TrunkPort(ABC):
     """The middle of a split model, wherever it lives."""
 
+    is_differentiable: bool = False
+    """Whether gradients go through `compute` by themselves."""
+
     @property
     @abstractmethod
     def info(self) -> TrunkInfo:
@@ -129,6 +132,8 @@ class TrunkPort(ABC):
 
 class LocalTrunk(TrunkPort):
     """A Trunk part in this process: the reference, the test double, and the baseline. Gradients flow through it."""
+
+    is_differentiable = True
 
     def __init__(self, trunk: Trunk) -> None:
         self.trunk = trunk

@@ -5,6 +5,7 @@ model. A model without storage is enough for that: whoever knows the configurati
 that live elsewhere too, and hands those over.
 """
 
+import copy
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from typing import Any
@@ -74,6 +75,7 @@ def draw_adapter(
         AdapterError: what `lora` asks for cannot be had across a cut, or matches nothing.
     """
     check_lora(lora)
+    lora = copy.deepcopy(lora)  # peft writes into it what it understood
     skeleton = model_without_storage(architecture, config, dtype)
     names = {name for name, _ in skeleton.named_modules()}
     if within is not None:

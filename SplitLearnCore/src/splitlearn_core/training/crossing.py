@@ -50,6 +50,12 @@ class TrunkPasses:
         """Run the trunk as a part of the graph."""
         pass_id = next(self._pass_ids)
         seed = dropout or DropoutSeed(self._seed, pass_id)
+        if not (self.is_trainable or hidden_BTH.requires_grad):
+            sent_BTH = hidden_BTH.to(self._dtype)
+            left = self.training.forward(
+                pass_id, sent_BTH, attention_mask, position_ids, dropout=seed, has_backward=False
+            )
+            return left.to(hidden_BTH.dtype)
         left_BTH: torch.Tensor = CrossTrunk.apply(  # type: ignore[no-untyped-call]
             hidden_BTH.to(self._dtype), self.proxies.first, self, pass_id, attention_mask, position_ids, seed
         )

@@ -62,6 +62,7 @@ class TrunkTraining(ABC):
         position_ids: torch.Tensor | None = None,
         *,
         dropout: DropoutSeed,
+        has_backward: bool = True,
     ) -> torch.Tensor:
         """Run the layers in train mode and keep what the backward needs.
 
@@ -71,6 +72,7 @@ class TrunkTraining(ABC):
             attention_mask: [B, T], 1 for tokens and 0 for padding; None without padding.
             position_ids: [B, T]; None to count from 0.
             dropout: what the layers draw their dropout from.
+            has_backward: whether a backward may follow; if not, nothing is kept.
 
         Returns:
             Hidden states [B, T, H], without a graph.

@@ -21,6 +21,7 @@ if TYPE_CHECKING:
     from peft import LoraConfig
 
     from splitlearn_core.parts.client import SplitModel
+    from splitlearn_core.parts.port import TrunkPort
     from splitlearn_core.training.adapters import Adapter
 
 LORA_FIELDS = ("r", "lora_alpha", "lora_dropout", "use_rslora", "fan_in_fan_out", "rank_pattern", "alpha_pattern")
@@ -84,6 +85,11 @@ def start_training(
     passes = TrunkPasses(model.trunk.start_training(spec), proxies, seed, model.trunk.info.dtype)
     model.passes = passes
     return TrainingRun(model, make_optimizer(base, [group], proxies, passes.update), passes, trainable.adapter)
+
+
+def frozen_passes(trunk: TrunkPort, device: torch.device) -> TrunkPasses:
+    """Let gradients go through a trunk that does not train."""
+    return TrunkPasses(trunk.start_training(TrunkTrainingSpec()), GradientProxies({}, device), 0, trunk.info.dtype)
 
 
 def check_parts(train: Iterable[str]) -> frozenset[str]:

@@ -83,11 +83,14 @@ class TrunkTrainer(TrunkTraining):
         position_ids: torch.Tensor | None = None,
         *,
         dropout: DropoutSeed,
+        has_backward: bool = True,
     ) -> torch.Tensor:
         """Run the layers in train mode and keep what the backward needs."""
         entered_BTH = hidden_BTH.detach().requires_grad_()
         kept = Pass(entered_BTH, None, (attention_mask, position_ids), dropout, self.update_id)
-        left_BTH = self._run(kept, with_graph=not self._spec.recompute)
+        left_BTH = self._run(kept, with_graph=has_backward and not self._spec.recompute)
+        if not has_backward:
+            return left_BTH
         self._passes[pass_id] = kept if self._spec.recompute else kept._replace(left_BTH=left_BTH)
         self._newest_pass = max(self._newest_pass, pass_id)
         while len(self._passes) > MAX_PASSES:

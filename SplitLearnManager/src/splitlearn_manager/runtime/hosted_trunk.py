@@ -25,6 +25,7 @@ from splitlearn_comm import (
     StartRecording,
     UnsupportedOperationError,
 )
+from splitlearn_comm.training import Trained, TrainingAction
 from splitlearn_core import Trunk, UnsupportedModelError, engine
 from splitlearn_core.engine import EngineLimits, TrunkEngine
 from splitlearn_core.engine.session import tensors_in
@@ -35,6 +36,7 @@ from splitlearn_manager.runtime.engine_driver import EngineDriver
 from splitlearn_manager.runtime.engine_thread import EngineThread
 from splitlearn_manager.runtime.figures import EngineFigures, EngineReading
 from splitlearn_manager.runtime.measured_host import MeasuredHost
+from splitlearn_manager.runtime.training_desk import TrainingDesk, TrainingLimits
 
 Drives = Callable[[TrunkEngine, str], EngineDriver]
 """Makes who takes an engine's turns, of the engine and a name for it."""
@@ -49,6 +51,7 @@ class HostedTrunk(MeasuredHost):
         engine_limits: how much one forward may hold.
         cache_limits: what the caches of all sessions may hold.
         drives: who takes the engine's turns; a thread of its own by default.
+        training_limits: how many clients may train, and what.
     """
 
     def __init__(
@@ -59,12 +62,14 @@ class HostedTrunk(MeasuredHost):
         engine_limits: EngineLimits | None = None,
         cache_limits: CacheLimits = CacheLimits(),  # noqa: B008 - frozen
         drives: Drives = EngineThread,
+        training_limits: TrainingLimits = TrainingLimits(),  # noqa: B008 - frozen
     ) -> None:
         self._trunk = trunk
         self._name = name
         self._transfer = CacheTransfer(trunk)
         self._figures = EngineFigures()
         self._driver = drives(TrunkEngine(trunk, engine_limits, on_batch=self._figures.add), f"trunk-{name}")
+        self._desk = TrainingDesk(trunk, f"training-{name}", training_limits)
         self._cache_limits = cache_limits
         self._book = CacheBook(cache_limits, bytes_per_token(trunk))
 
@@ -103,6 +108,7 @@ class HostedTrunk(MeasuredHost):
         """End the model's thread; the host may be set up again."""
         for session_id in self._book.close_all():
             self._driver.close(session_id)
+        await self._desk.shutdown()
         await self._driver.shutdown()
 
     async def compute(self, call: ComputeCall) -> ComputeResult:
@@ -136,9 +142,16 @@ class HostedTrunk(MeasuredHost):
             self._book.close(session_id)
             raise
 
+    async def train(self, session_id: str, action: TrainingAction) -> torch.Tensor | Trained | None:
+        """Do one step of a session that trains; raises as `TrainingDesk.do`, or `SessionNotFoundError`."""
+        self._check_open(session_id)
+        return await self._desk.do(session_id, action)
+
     async def export_session(self, session_id: str) -> KVEntries:
         """Give out a session's cache; raises as `SessionHost.export_session` does."""
         self._check_open(session_id)
+        if session_id in self._desk:
+            raise UnsupportedOperationError("a training stays where it is: save a checkpoint and go on from that")
         try:
             return entries_of(*await self._driver.run(lambda engine: engine.export(session_id)))
         except UnsupportedModelError as error:
@@ -155,6 +168,7 @@ class HostedTrunk(MeasuredHost):
         """Free a session's cache."""
         self._book.close(session_id)
         self._driver.close(session_id)
+        await self._desk.close(session_id)
 
     def _check_open(self, session_id: str) -> None:
         if session_id not in self._book:

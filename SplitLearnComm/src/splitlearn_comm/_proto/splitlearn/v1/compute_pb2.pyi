@@ -123,7 +123,7 @@ class ComputeResponse(_message.Message):
     def __init__(self, tensor: _Optional[_Union[TensorData, _Mapping]] = ..., past_key_values: _Optional[_Union[KVCache, _Mapping]] = ...) -> None: ...
 
 class SessionRequest(_message.Message):
-    __slots__ = ("session_id", "step_id", "position", "open", "forward", "reorder", "crop", "start_recording", "close", "chunk", "export", "import_state", "timeout_ms")
+    __slots__ = ("session_id", "step_id", "position", "open", "forward", "reorder", "crop", "start_recording", "close", "chunk", "export", "import_state", "start_training", "forward_pass", "backward_pass", "update", "read_training", "write_training", "timeout_ms")
     SESSION_ID_FIELD_NUMBER: _ClassVar[int]
     STEP_ID_FIELD_NUMBER: _ClassVar[int]
     POSITION_FIELD_NUMBER: _ClassVar[int]
@@ -136,6 +136,12 @@ class SessionRequest(_message.Message):
     CHUNK_FIELD_NUMBER: _ClassVar[int]
     EXPORT_FIELD_NUMBER: _ClassVar[int]
     IMPORT_STATE_FIELD_NUMBER: _ClassVar[int]
+    START_TRAINING_FIELD_NUMBER: _ClassVar[int]
+    FORWARD_PASS_FIELD_NUMBER: _ClassVar[int]
+    BACKWARD_PASS_FIELD_NUMBER: _ClassVar[int]
+    UPDATE_FIELD_NUMBER: _ClassVar[int]
+    READ_TRAINING_FIELD_NUMBER: _ClassVar[int]
+    WRITE_TRAINING_FIELD_NUMBER: _ClassVar[int]
     TIMEOUT_MS_FIELD_NUMBER: _ClassVar[int]
     session_id: str
     step_id: int
@@ -149,8 +155,14 @@ class SessionRequest(_message.Message):
     chunk: TensorChunk
     export: Export
     import_state: Import
+    start_training: StartTraining
+    forward_pass: ForwardPass
+    backward_pass: BackwardPass
+    update: Update
+    read_training: ReadTraining
+    write_training: WriteTraining
     timeout_ms: int
-    def __init__(self, session_id: _Optional[str] = ..., step_id: _Optional[int] = ..., position: _Optional[int] = ..., open: _Optional[_Union[Open, _Mapping]] = ..., forward: _Optional[_Union[Forward, _Mapping]] = ..., reorder: _Optional[_Union[Reorder, _Mapping]] = ..., crop: _Optional[_Union[Crop, _Mapping]] = ..., start_recording: _Optional[_Union[StartRecording, _Mapping]] = ..., close: _Optional[_Union[Close, _Mapping]] = ..., chunk: _Optional[_Union[TensorChunk, _Mapping]] = ..., export: _Optional[_Union[Export, _Mapping]] = ..., import_state: _Optional[_Union[Import, _Mapping]] = ..., timeout_ms: _Optional[int] = ...) -> None: ...
+    def __init__(self, session_id: _Optional[str] = ..., step_id: _Optional[int] = ..., position: _Optional[int] = ..., open: _Optional[_Union[Open, _Mapping]] = ..., forward: _Optional[_Union[Forward, _Mapping]] = ..., reorder: _Optional[_Union[Reorder, _Mapping]] = ..., crop: _Optional[_Union[Crop, _Mapping]] = ..., start_recording: _Optional[_Union[StartRecording, _Mapping]] = ..., close: _Optional[_Union[Close, _Mapping]] = ..., chunk: _Optional[_Union[TensorChunk, _Mapping]] = ..., export: _Optional[_Union[Export, _Mapping]] = ..., import_state: _Optional[_Union[Import, _Mapping]] = ..., start_training: _Optional[_Union[StartTraining, _Mapping]] = ..., forward_pass: _Optional[_Union[ForwardPass, _Mapping]] = ..., backward_pass: _Optional[_Union[BackwardPass, _Mapping]] = ..., update: _Optional[_Union[Update, _Mapping]] = ..., read_training: _Optional[_Union[ReadTraining, _Mapping]] = ..., write_training: _Optional[_Union[WriteTraining, _Mapping]] = ..., timeout_ms: _Optional[int] = ...) -> None: ...
 
 class Open(_message.Message):
     __slots__ = ("expected_fingerprint", "resume", "chunk_bytes", "hidden", "timings", "can_move", "gradient", "kv")
@@ -238,8 +250,102 @@ class Close(_message.Message):
     __slots__ = ()
     def __init__(self) -> None: ...
 
+class StartTraining(_message.Message):
+    __slots__ = ("adapter", "full", "optimizer", "groups", "recompute")
+    ADAPTER_FIELD_NUMBER: _ClassVar[int]
+    FULL_FIELD_NUMBER: _ClassVar[int]
+    OPTIMIZER_FIELD_NUMBER: _ClassVar[int]
+    GROUPS_FIELD_NUMBER: _ClassVar[int]
+    RECOMPUTE_FIELD_NUMBER: _ClassVar[int]
+    adapter: LowRankAdapter
+    full: bool
+    optimizer: str
+    groups: _containers.RepeatedCompositeFieldContainer[ParameterGroup]
+    recompute: bool
+    def __init__(self, adapter: _Optional[_Union[LowRankAdapter, _Mapping]] = ..., full: bool = ..., optimizer: _Optional[str] = ..., groups: _Optional[_Iterable[_Union[ParameterGroup, _Mapping]]] = ..., recompute: bool = ...) -> None: ...
+
+class LowRankAdapter(_message.Message):
+    __slots__ = ("config", "tensors")
+    CONFIG_FIELD_NUMBER: _ClassVar[int]
+    TENSORS_FIELD_NUMBER: _ClassVar[int]
+    config: str
+    tensors: _containers.RepeatedCompositeFieldContainer[NamedTensor]
+    def __init__(self, config: _Optional[str] = ..., tensors: _Optional[_Iterable[_Union[NamedTensor, _Mapping]]] = ...) -> None: ...
+
+class ParameterGroup(_message.Message):
+    __slots__ = ("names", "options")
+    NAMES_FIELD_NUMBER: _ClassVar[int]
+    OPTIONS_FIELD_NUMBER: _ClassVar[int]
+    names: _containers.RepeatedScalarFieldContainer[str]
+    options: str
+    def __init__(self, names: _Optional[_Iterable[str]] = ..., options: _Optional[str] = ...) -> None: ...
+
+class ForwardPass(_message.Message):
+    __slots__ = ("tensor", "attention_mask", "position_ids", "pass_id", "seed", "seed_step", "no_backward")
+    TENSOR_FIELD_NUMBER: _ClassVar[int]
+    ATTENTION_MASK_FIELD_NUMBER: _ClassVar[int]
+    POSITION_IDS_FIELD_NUMBER: _ClassVar[int]
+    PASS_ID_FIELD_NUMBER: _ClassVar[int]
+    SEED_FIELD_NUMBER: _ClassVar[int]
+    SEED_STEP_FIELD_NUMBER: _ClassVar[int]
+    NO_BACKWARD_FIELD_NUMBER: _ClassVar[int]
+    tensor: TensorData
+    attention_mask: TensorData
+    position_ids: TensorData
+    pass_id: int
+    seed: int
+    seed_step: int
+    no_backward: bool
+    def __init__(self, tensor: _Optional[_Union[TensorData, _Mapping]] = ..., attention_mask: _Optional[_Union[TensorData, _Mapping]] = ..., position_ids: _Optional[_Union[TensorData, _Mapping]] = ..., pass_id: _Optional[int] = ..., seed: _Optional[int] = ..., seed_step: _Optional[int] = ..., no_backward: bool = ...) -> None: ...
+
+class BackwardPass(_message.Message):
+    __slots__ = ("tensor", "pass_id", "wants_gradient", "accumulate", "scale")
+    TENSOR_FIELD_NUMBER: _ClassVar[int]
+    PASS_ID_FIELD_NUMBER: _ClassVar[int]
+    WANTS_GRADIENT_FIELD_NUMBER: _ClassVar[int]
+    ACCUMULATE_FIELD_NUMBER: _ClassVar[int]
+    SCALE_FIELD_NUMBER: _ClassVar[int]
+    tensor: TensorData
+    pass_id: int
+    wants_gradient: bool
+    accumulate: bool
+    scale: float
+    def __init__(self, tensor: _Optional[_Union[TensorData, _Mapping]] = ..., pass_id: _Optional[int] = ..., wants_gradient: bool = ..., accumulate: bool = ..., scale: _Optional[float] = ...) -> None: ...
+
+class Update(_message.Message):
+    __slots__ = ("update_id", "options", "scale")
+    UPDATE_ID_FIELD_NUMBER: _ClassVar[int]
+    OPTIONS_FIELD_NUMBER: _ClassVar[int]
+    SCALE_FIELD_NUMBER: _ClassVar[int]
+    update_id: int
+    options: _containers.RepeatedScalarFieldContainer[str]
+    scale: float
+    def __init__(self, update_id: _Optional[int] = ..., options: _Optional[_Iterable[str]] = ..., scale: _Optional[float] = ...) -> None: ...
+
+class ReadTraining(_message.Message):
+    __slots__ = ("first",)
+    FIRST_FIELD_NUMBER: _ClassVar[int]
+    first: int
+    def __init__(self, first: _Optional[int] = ...) -> None: ...
+
+class WriteTraining(_message.Message):
+    __slots__ = ("state",)
+    STATE_FIELD_NUMBER: _ClassVar[int]
+    state: TrainingState
+    def __init__(self, state: _Optional[_Union[TrainingState, _Mapping]] = ...) -> None: ...
+
+class TrainingState(_message.Message):
+    __slots__ = ("update_id", "tensors", "num_tensors")
+    UPDATE_ID_FIELD_NUMBER: _ClassVar[int]
+    TENSORS_FIELD_NUMBER: _ClassVar[int]
+    NUM_TENSORS_FIELD_NUMBER: _ClassVar[int]
+    update_id: int
+    tensors: _containers.RepeatedCompositeFieldContainer[NamedTensor]
+    num_tensors: int
+    def __init__(self, update_id: _Optional[int] = ..., tensors: _Optional[_Iterable[_Union[NamedTensor, _Mapping]]] = ..., num_tensors: _Optional[int] = ...) -> None: ...
+
 class SessionResponse(_message.Message):
-    __slots__ = ("step_id", "position", "opened", "tensor", "done", "error", "chunk", "state", "timings", "draining")
+    __slots__ = ("step_id", "position", "opened", "tensor", "done", "error", "chunk", "state", "training_state", "timings", "draining", "gradient_norms")
     STEP_ID_FIELD_NUMBER: _ClassVar[int]
     POSITION_FIELD_NUMBER: _ClassVar[int]
     OPENED_FIELD_NUMBER: _ClassVar[int]
@@ -248,8 +354,10 @@ class SessionResponse(_message.Message):
     ERROR_FIELD_NUMBER: _ClassVar[int]
     CHUNK_FIELD_NUMBER: _ClassVar[int]
     STATE_FIELD_NUMBER: _ClassVar[int]
+    TRAINING_STATE_FIELD_NUMBER: _ClassVar[int]
     TIMINGS_FIELD_NUMBER: _ClassVar[int]
     DRAINING_FIELD_NUMBER: _ClassVar[int]
+    GRADIENT_NORMS_FIELD_NUMBER: _ClassVar[int]
     step_id: int
     position: int
     opened: Opened
@@ -258,9 +366,11 @@ class SessionResponse(_message.Message):
     error: Error
     chunk: TensorChunk
     state: SessionState
+    training_state: TrainingState
     timings: Timings
     draining: bool
-    def __init__(self, step_id: _Optional[int] = ..., position: _Optional[int] = ..., opened: _Optional[_Union[Opened, _Mapping]] = ..., tensor: _Optional[_Union[TensorData, _Mapping]] = ..., done: _Optional[_Union[Done, _Mapping]] = ..., error: _Optional[_Union[Error, _Mapping]] = ..., chunk: _Optional[_Union[TensorChunk, _Mapping]] = ..., state: _Optional[_Union[SessionState, _Mapping]] = ..., timings: _Optional[_Union[Timings, _Mapping]] = ..., draining: bool = ...) -> None: ...
+    gradient_norms: _containers.RepeatedScalarFieldContainer[float]
+    def __init__(self, step_id: _Optional[int] = ..., position: _Optional[int] = ..., opened: _Optional[_Union[Opened, _Mapping]] = ..., tensor: _Optional[_Union[TensorData, _Mapping]] = ..., done: _Optional[_Union[Done, _Mapping]] = ..., error: _Optional[_Union[Error, _Mapping]] = ..., chunk: _Optional[_Union[TensorChunk, _Mapping]] = ..., state: _Optional[_Union[SessionState, _Mapping]] = ..., training_state: _Optional[_Union[TrainingState, _Mapping]] = ..., timings: _Optional[_Union[Timings, _Mapping]] = ..., draining: bool = ..., gradient_norms: _Optional[_Iterable[float]] = ...) -> None: ...
 
 class Opened(_message.Message):
     __slots__ = ("max_message_bytes", "chunk_bytes", "stateful", "fingerprint", "load")

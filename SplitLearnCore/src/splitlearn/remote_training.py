@@ -1,0 +1,126 @@
+"""The one adapter between a Comm session that trains and what Core needs of a trunk that is trained.
+
+Tensor shapes: B rows, T tokens, H hidden size.
+"""
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import torch
+
+from splitlearn_comm import InvalidRequestError, PassExpiredError, StaleGradientError
+from splitlearn_comm.client import ClientSession
+from splitlearn_comm.training import (
+    BackwardPass,
+    ForwardPass,
+    ParameterGroup,
+    ReadTraining,
+    StartTraining,
+    Trained,
+    TrainingAction,
+    TrainingState,
+    Update,
+    WriteTraining,
+)
+from splitlearn_core import TrainingError, errors
+from splitlearn_core.training.port import BackwardResult, TrunkTraining, TrunkTrainingSpec
+from splitlearn_core.training.seeding import DropoutSeed
+
+ERRORS: dict[type[Exception], type[TrainingError]] = {
+    PassExpiredError: errors.PassExpiredError,
+    StaleGradientError: errors.StaleGradientError,
+    InvalidRequestError: TrainingError,
+}
+"""What the wire calls an error, and Core."""
+PART_BYTES = 32 << 20
+"""Of a training's state, what goes into one message, its last tensor aside."""
+
+
+class RemoteTraining(TrunkTraining):
+    """A trunk on a server that is trained.
+
+    Args:
+        session: just opened.
+        spec: what trains and how.
+        dtype: of the trunk's hidden states.
+
+    Raises:
+        TrainingError: what the specification asks for is not there.
+        CommError: the server refuses it for another reason.
+    """
+
+    def __init__(self, session: ClientSession, spec: TrunkTrainingSpec) -> None:
+        self._session = session
+        groups = [ParameterGroup(group.names, group.options) for group in spec.groups]
+        self._do(StartTraining(spec.lora, spec.tensors or {}, spec.full, spec.optimizer, groups, spec.recompute))
+
+    def forward(
+        self,
+        pass_id: int,
+        hidden_BTH: torch.Tensor,
+        attention_mask: torch.Tensor | None = None,
+        position_ids: torch.Tensor | None = None,
+        *,
+        dropout: DropoutSeed,
+        has_backward: bool = True,
+    ) -> torch.Tensor:
+        """Run the layers in train mode and keep what the backward needs."""
+        beside = (attention_mask, position_ids, dropout.seed, dropout.step, has_backward)
+        step = ForwardPass(pass_id, hidden_BTH.detach(), *beside)
+        left_BTH = self._do(step).gradient
+        assert left_BTH is not None, "the cursor checks that a forward is answered by a tensor"
+        return left_BTH.to(hidden_BTH.device)
+
+    def backward(
+        self,
+        pass_id: int,
+        gradient_BTH: torch.Tensor,
+        *,
+        wants_input_gradient: bool = True,
+        accumulate: bool = True,
+        scale: torch.Tensor | None = None,
+    ) -> BackwardResult:
+        """Take the gradient of what a forward returned through its layers."""
+        step = BackwardPass(pass_id, gradient_BTH, wants_input_gradient, accumulate, number(scale))
+        came = self._do(step)
+        gradient = None if came.gradient is None else came.gradient.to(gradient_BTH.device)
+        return BackwardResult(gradient, torch.tensor(came.norms))
+
+    def update(self, update_id: int, options: Sequence[Mapping[str, Any]], scale: torch.Tensor | None = None) -> None:
+        """Do one step of the optimizer."""
+        self._do(Update(update_id, options, number(scale)))
+
+    def read_state(self) -> dict[str, torch.Tensor]:
+        """Return what was trained and the optimizer's state, by name."""
+        tensors: dict[str, torch.Tensor] = {}
+        while True:
+            state = self._do(ReadTraining(len(tensors))).state
+            assert state is not None, "a read is answered by a state"
+            tensors.update(state.tensors)
+            if not state.tensors or len(tensors) >= state.num_tensors:
+                return tensors
+
+    def write_state(self, state: Mapping[str, torch.Tensor], update_id: int) -> None:
+        """Go on from what `read_state` returned after an update."""
+        part: dict[str, torch.Tensor] = {}
+        for number_, (name, tensor) in enumerate(state.items(), start=1):
+            part[name] = tensor
+            if number_ == len(state) or sum(t.nbytes for t in part.values()) >= PART_BYTES:
+                self._do(WriteTraining(TrainingState(update_id, part, len(state))))
+                part = {}
+
+    def close(self) -> None:
+        """Free everything on the server."""
+        self._session.close()
+
+    def _do(self, action: TrainingAction) -> Trained:
+        try:
+            return self._session.train(action)
+        except tuple(ERRORS) as error:
+            kind = next(ERRORS[cls] for cls in type(error).__mro__ if cls in ERRORS)
+            raise kind(str(error)) from error
+
+
+def number(scale: torch.Tensor | None) -> float | None:
+    """Return a float32 scalar as a number."""
+    return None if scale is None else scale.item()

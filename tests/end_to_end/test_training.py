@@ -1,0 +1,77 @@
+"""Training across the wire is training on one machine, to the last bit."""
+
+import copy
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any
+
+import pytest
+import torch
+from peft import LoraConfig, get_peft_model
+from torch import nn
+
+from splitlearn.remote import RemoteTrunk
+from splitlearn_comm import GRPCComputeServer, UnsupportedOperationError
+from splitlearn_core.training.seeding import seeded_dropout
+from splitlearn_manager.runtime.hosted_trunk import HostedTrunk
+from splitlearn_manager.runtime.training_desk import TrainingLimits
+from tests.support.families import Split, tiny_split
+from tests.support.training import assert_same, fit, without_prefix
+
+
+def lora() -> LoraConfig:
+    return LoraConfig(r=4, target_modules="all-linear", lora_dropout=0.1)
+
+
+@contextmanager
+def across_the_wire(split: Split, **limits: Any) -> Iterator[None]:
+    """Put a server between a split model's client and its trunk."""
+    host = HostedTrunk(split.trunk, name="trunk", training_limits=TrainingLimits(**limits))
+    local = split.client.trunk
+    with GRPCComputeServer(host, port=0) as server, RemoteTrunk.connect(server.address) as port:
+        split.client.trunk = port
+        yield
+    split.client.trunk = local
+
+
+@pytest.mark.parametrize("family", ["gpt2", "llama", "qwen3"])
+def test_an_adapter_of_all_parts(family: str) -> None:
+    split = tiny_split(family)
+    torch.manual_seed(5)
+    whole = get_peft_model(copy.deepcopy(split.whole), lora())
+    optimizer = torch.optim.AdamW([p for p in whole.parameters() if p.requires_grad], lr=1e-2)
+    with seeded_dropout(whole.base_model.model, 3):
+        expected = fit(whole, optimizer, clip=0.05)
+    with across_the_wire(split):
+        torch.manual_seed(5)
+        run = split.client.start_training(lora=lora(), lr=1e-2)
+        with seeded_dropout(split.client, 3):
+            assert fit(split.client, run.optimizer, clip=0.05) == expected
+        assert_same(run, whole, without_prefix)
+
+
+def test_all_weights_where_the_server_allows_it() -> None:
+    split = tiny_split("llama")
+    whole = copy.deepcopy(split.whole).requires_grad_(True)
+    expected = fit(whole, torch.optim.SGD(whole.parameters(), lr=0.1, momentum=0.9), clip=1.0)
+    with across_the_wire(split, allow_full=True):
+        run = split.client.start_training(optimizer="sgd", lr=0.1, momentum=0.9)
+        assert fit(split.client, run.optimizer, clip=1.0) == expected
+        assert_same(run, whole)
+    with across_the_wire(split), pytest.raises(UnsupportedOperationError, match="allow_full_training"):
+        split.client.start_training(lr=0.1)
+
+
+def test_a_loop_without_a_run_trains_bottom_and_top_through_the_trunk() -> None:
+    split = tiny_split("gpt2")
+    whole = copy.deepcopy(split.whole)
+    trunk_names = {name for name, _ in split.trunk.named_parameters()} - {
+        name for name, _ in split.client.named_parameters()
+    }
+    for name, parameter in whole.named_parameters():
+        parameter.requires_grad_(name not in trunk_names)
+    expected = fit(whole, torch.optim.SGD([p for p in whole.parameters() if p.requires_grad], lr=0.1))
+    client: nn.Module = split.client
+    client.requires_grad_(True)
+    with across_the_wire(split):
+        assert fit(client, torch.optim.SGD(client.parameters(), lr=0.1)) == expected
