@@ -2,7 +2,6 @@
 
 import asyncio
 import math
-import warnings
 from collections.abc import Callable
 from dataclasses import fields
 
@@ -17,6 +16,7 @@ from splitlearn_comm.framing.assembly import Packing
 from splitlearn_comm.framing.chunks import messages_of
 from splitlearn_comm.messages import Action, Crop, Forward
 from splitlearn_comm.testing import DroppingPeer, RunningSumHost, SlowFunction
+from splitlearn_comm.training import BackwardPass, ForwardPass, Update
 
 TOKEN = torch.ones(1, 1, 4)
 
@@ -125,12 +125,14 @@ def test_a_server_is_not_told_of_no_bound() -> None:
     assert not Deadline.of_step(math.inf, 5.0).is_told
 
 
-def test_times_for_training_say_that_nothing_trains_yet() -> None:
-    with pytest.warns(UserWarning, match=r"timeouts.backward_s, timeouts.update_s: .*until training passes travel"):
-        Timeouts(backward_s=5, update_s=1, step_s=3)
-    with warnings.catch_warnings():
-        warnings.simplefilter("error")
-        Timeouts(step_s=5, compute_s=3, control_s=1, connect_s=2)
+def test_each_kind_of_training_step_has_a_time_of_its_own() -> None:
+    own = Timeouts(forward_s=5, backward_s=6, update_s=1)
+    settings = ClientSettings(addresses=("localhost:1",), timeout_s=7, timeouts=own)
+    gradient = torch.ones(1, 1, 1)
+    assert settings.training_timeout_s(ForwardPass(1, gradient)) == 5
+    assert settings.training_timeout_s(BackwardPass(1, gradient)) == 6
+    assert settings.training_timeout_s(Update(1, ())) == 1
+    assert ClientSettings(addresses=("localhost:1",), timeout_s=7).training_timeout_s(Update(1, ())) == 7
 
 
 def test_what_is_left_out_is_as_the_two_words_say() -> None:

@@ -14,6 +14,7 @@ from splitlearn_comm.framing.calls import decode_result, encode_call
 from splitlearn_comm.framing.chunks import whole
 from splitlearn_comm.framing.steps import Answer, Inbox, encode_import, encode_step, with_timeout
 from splitlearn_comm.messages import SessionState
+from splitlearn_comm.training import BackwardPass, ReadTraining, Trained, TrainingAction
 from splitlearn_comm.worker import DUE_S
 from splitlearn_manager.errors import ModelFaultError
 from splitlearn_manager.runtime.figures import EngineReading
@@ -103,6 +104,15 @@ class ProcessHost(MeasuredHost):
             return unpacked(frame.payload)
         return _answer_of(frame, session).tensor
 
+    async def train(self, session_id: str, action: TrainingAction) -> torch.Tensor | Trained | None:
+        """Have the process do a step of training."""
+        session = self._session_of(session_id)
+        frame = await self._process.call(Kind.STEP, _encoded(action), session.number)
+        answer = _answer_of(frame, session)
+        if isinstance(action, BackwardPass | ReadTraining):
+            return Trained(answer.tensor, answer.gradient_norms, answer.training_state)
+        return answer.tensor
+
     async def export_session(self, session_id: str) -> KVEntries:
         """Have the process give out a session's cache."""
         answer = await self._ask(self._session_of(session_id), Kind.EXPORT)
@@ -150,7 +160,7 @@ def _packed_forward(action: Action) -> bytes | None:
     return None
 
 
-def _encoded(action: Action) -> bytes:
+def _encoded(action: Action | TrainingAction) -> bytes:
     """Return the long form of a step."""
     message, due_s = encode_step(0, 0, action), DUE_S.get()
     return whole(message if due_s == math.inf else with_timeout(message, due_s - time.monotonic()))

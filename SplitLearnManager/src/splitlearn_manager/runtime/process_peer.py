@@ -17,10 +17,12 @@ from splitlearn_comm.framing.steps import (
     encode_done,
     encode_refusal,
     encode_state,
+    encode_trained,
 )
 from splitlearn_comm.messages import Action, Crop, Forward, Reorder, SessionState, StartRecording
 from splitlearn_comm.server.due import in_time
 from splitlearn_comm.server.faults import told_without_contents
+from splitlearn_comm.training import Trained, TrainingAction
 from splitlearn_manager.runtime.engine_driver import ASKED_S
 from splitlearn_manager.runtime.measured_host import MeasuredHost
 from splitlearn_manager.runtime.process_channel import Channel
@@ -103,8 +105,15 @@ class HostPeer:
     async def _step(self, frame: Frame) -> tuple[Kind, bytes]:
         request = self._inbox(frame).request(frame.payload)
         assert request is not None
+        if isinstance(request.action, TrainingAction):
+            return await self._train(frame, request.action)
         assert isinstance(request.action, _ACTIONS)
         return await self._run(frame, request.action, _due_of(request, frame.sent_s))
+
+    async def _train(self, frame: Frame, action: TrainingAction) -> tuple[Kind, bytes]:
+        result = await self._host.train(str(frame.session), action)
+        answer = encode_trained(0, 0, result) if isinstance(result, Trained) else encode_done(0, 0, result)
+        return Kind.DONE, whole(answer)
 
     async def _run(self, frame: Frame, action: Action, due_s: float) -> tuple[Kind, bytes]:
         step = self._host.run_step(str(frame.session), action)
