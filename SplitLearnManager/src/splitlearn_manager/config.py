@@ -36,6 +36,10 @@ class ServerConfig:
     """Rows of one forward that several sessions share; 1 runs their steps one by one."""
     max_tokens_per_forward: int = 512
     """Tokens of one forward, rows times length; a longer prompt runs in chunks."""
+    max_trainings: int = 8
+    """Clients that train at once, each an adapter of its own over the same weights."""
+    allow_full_training: bool = False
+    """Let clients train all weights of the trunk, each of a private copy of it."""
     refuse_nonfinite: bool = True
     """Refuse hidden states that hold NaN or Inf."""
     tls: ServerTLS | None = None

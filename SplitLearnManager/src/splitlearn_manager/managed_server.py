@@ -17,6 +17,7 @@ from splitlearn_manager.device import choose_device
 from splitlearn_manager.listening import ListeningServer, check_places
 from splitlearn_manager.runtime.cache_book import CacheLimits
 from splitlearn_manager.runtime.hosted_trunk import HostedTrunk
+from splitlearn_manager.runtime.training_desk import TrainingLimits
 
 logger = logging.getLogger(__name__)
 
@@ -81,6 +82,7 @@ class ManagedServer(ListeningServer):
         hosted = HostedTrunk(
             trunk,
             name=public_name(self.model_id),
+            training_limits=TrainingLimits(max_trainings=config.max_trainings, allow_full=config.allow_full_training),
             engine_limits=EngineLimits(max_rows=config.max_rows_per_forward, max_tokens=config.max_tokens_per_forward),
             cache_limits=CacheLimits(max_tokens=config.max_cached_tokens, max_bytes=config.max_cache_bytes),
         )
