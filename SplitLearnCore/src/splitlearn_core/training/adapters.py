@@ -105,6 +105,8 @@ def put_into(model: CutModel, adapter: Adapter) -> dict[str, nn.Parameter]:
     missing = sorted(set(adapter.modules) - {name for name, _ in model.named_modules()})
     if missing:
         raise AdapterError(f"the adapter changes {', '.join(missing)}, which this part does not hold")
+    if not adapter.modules:
+        return {}
     frozen = {name for name, parameter in model.named_parameters() if not parameter.requires_grad}
     with torch.random.fork_rng(devices=[]):
         inject_adapter_in_model(naming(adapter.config, adapter.modules), model, ADAPTER_NAME)
