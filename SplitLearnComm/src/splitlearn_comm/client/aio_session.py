@@ -94,7 +94,11 @@ class AsyncClientSession:
     async def open(self) -> None:
         """Open the session now, so that a refusal comes before the first step."""
         deadline = Deadline.after(self._settings.open_timeout_s)
-        await self._follow(self._course.open(deadline), deadline)
+        self._begin_use()
+        try:
+            await self._follow(self._course.open(deadline), deadline)
+        finally:
+            self._is_in_use = False
 
     async def step(
         self,
@@ -153,9 +157,7 @@ class AsyncClientSession:
 
     async def _run(self, action: Action, timeout_s: float | None) -> torch.Tensor | None:
         deadline = Deadline.of_step(timeout_s, self._settings.step_timeout_s)
-        if self._is_in_use:
-            raise RuntimeError("two tasks use one session at the same time; open one for each")
-        self._is_in_use = True  # from here on it does not leave by itself
+        self._begin_use()
         try:
             if self._leaving is not None and not await self._has_left(deadline):
                 raise deadline.exceeded()
@@ -164,6 +166,14 @@ class AsyncClientSession:
             return self._cursor.take_answer(answer, len(message))
         finally:
             self._is_in_use = False
+
+    def _begin_use(self) -> None:
+        """Note that its user does something with it: from here on it does not leave by itself."""
+        if self._is_in_use:
+            if self._cursor.is_over:
+                raise closed_here()
+            raise RuntimeError("two tasks use one session at the same time; open one for each")
+        self._is_in_use = True
 
     async def _has_left(self, deadline: Deadline) -> bool:
         """Wait until the session is not on its way to another server; False if it still is at the deadline."""
