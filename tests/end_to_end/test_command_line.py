@@ -11,9 +11,11 @@ import pytest
 from typer.testing import CliRunner
 
 from splitlearn.cli.app import app, main
+from splitlearn_comm import ServiceNotFoundError
 from splitlearn_comm.quickstart import Client
 from splitlearn_core import load_tokenizer
 from splitlearn_core.builtin import builtin_directory
+from splitlearn_manager import ModelServer, ModelSpec
 from tests.support.checkpoints import load_whole, save_tiny
 from tests.support.hub import Hub
 from tests.support.models import save_gpt2
@@ -78,6 +80,24 @@ def test_serve_and_generate() -> None:
     assert "error" not in remote.stderr
 
 
+@pytest.mark.slow
+def test_generate_with_one_of_several_models() -> None:
+    arguments = ["generate", "--prompt", "import os\n", "--max-new-tokens", "8"]
+    specs = [
+        ModelSpec(name="narrow", split_points=(3, 5), num_threads=1),
+        ModelSpec(name="wide", split_points=(1, 7), num_threads=1),
+    ]
+    with ModelServer(specs, port=0) as server:
+        remote = [
+            CliRunner().invoke(app, [*arguments, "--trunk", server.address, *named])
+            for named in (["--trunk-model", "narrow"], ["--trunk-model", "wide"], [])
+        ]
+    local = CliRunner().invoke(app, arguments)
+    assert [result.stdout for result in remote] == [local.stdout, local.stdout, ""]
+    assert isinstance(remote[2].exception, ServiceNotFoundError)
+    assert "one of narrow, wide" in str(remote[2].exception)
+
+
 def test_sampling_with_a_seed() -> None:
     texts = [
         CliRunner().invoke(app, ["generate", "--sample", "--seed", seed, "--max-new-tokens", "12"]).stdout
@@ -113,6 +133,7 @@ def test_an_error_is_one_line_and_status_1(tmp_path: Path) -> None:
             ["generate", "--trunk", "localhost"],
             "a trunk's address is host:port, such as localhost:50051; got 'localhost'",
         ),
+        (["generate", "--trunk-model", "wide"], "--trunk-model wide names a model of a server: say which with --trunk"),
         (["generate", "--trunk", ""], "a trunk's address is host:port, such as localhost:50051; got ''"),
         (["serve", "--device", "nonsense"], "device 'nonsense' is not there"),
         (["serve", "--split-points", "3"], "--split-points takes two integers"),

@@ -54,6 +54,7 @@ class ListeningServer:
         self._ending: threading.Thread | None = None
         inference = InferenceService(models, self._is_serving, splitlearn_core.__version__)
         beside = BesideService(models, self._is_serving, self._begin_to_end)
+        methods = (*inference.methods(), *beside.methods())
         self._server = GRPCComputeServer(
             service,
             port=port,
@@ -61,7 +62,8 @@ class ListeningServer:
             config=comm_config(config),
             observer=Together(*observers) if observers else None,
             samples=metrics.samples if metrics else None,
-            interceptors=[ControlSurface((*inference.methods(), *beside.methods()), OperatorDoor(config))],
+            interceptors=[ControlSurface(methods, OperatorDoor(config))],
+            further_services=sorted({method.service for method in methods}),
         )
 
     @property

@@ -5,6 +5,7 @@ from collections.abc import Sequence
 
 from splitlearn_comm import HostDirectory, Lease, ServerUnavailableError, Wanted
 from splitlearn_comm.directory import Listener, not_found, only
+from splitlearn_manager.control.discretion import without_directories
 from splitlearn_manager.errors import ModelNotFoundError, ModelNotReadyError
 from splitlearn_manager.lifecycle import EventStream, LifecycleConfig, ModelManager, ModelSpec, State
 
@@ -64,7 +65,8 @@ class ModelHosts(HostDirectory):
         except ModelNotFoundError as error:
             raise not_found(wanted, self.names()) from error
         except ModelNotReadyError as error:
-            raise ServerUnavailableError(str(error)) from error
+            models = [status.spec.model for status in self.manager.statuses() if status.name == name]
+            raise ServerUnavailableError(without_directories(str(error), *models)) from error
 
     def _unnamed(self, fingerprint: str) -> str:
         ready = [status for status in self.manager.statuses() if status.state is State.READY]

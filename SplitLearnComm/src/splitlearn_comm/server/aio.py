@@ -44,6 +44,7 @@ class AioServer:
         observer: Is told of calls, steps and sessions.
         interceptors: Stand behind the door, the first of them first.
         samples: Tells the figures that `WatchStatistics` gives out.
+        further_services: Full names of services that interceptors answer, for reflection.
     """
 
     def __init__(
@@ -55,6 +56,7 @@ class AioServer:
         observer: Observer | None = None,
         interceptors: Sequence[ServerInterceptor] = (),
         samples: SampleSource | None = None,
+        further_services: Sequence[str] = (),
     ) -> None:
         self._directory = directory
         self._interface = interface
@@ -62,6 +64,7 @@ class AioServer:
         self._config = config
         self._observer = observer
         self._interceptors = interceptors
+        self._further_services = further_services
         self._statistics = ServerStatistics()
         self._watched = StatisticsService(samples)
         self._noting: set[asyncio.Future[None]] = set()
@@ -158,7 +161,7 @@ class AioServer:
         if importlib.util.find_spec("grpc_reflection"):
             from grpc_reflection.v1alpha import reflection
 
-            names = (protocol.SERVICE, health.SERVICE_NAME, reflection.SERVICE_NAME)
+            names = (protocol.SERVICE, health.SERVICE_NAME, reflection.SERVICE_NAME, *self._further_services)
             reflection.enable_server_reflection(names, self._server)
 
     def _handlers(self) -> grpc.GenericRpcHandler[Any, Any]:

@@ -41,6 +41,7 @@ class GRPCComputeServer:
         observer: Is told of calls, steps and sessions; see `splitlearn_comm.observer`.
         interceptors: gRPC's own, of the asyncio kind; they see the calls that were let in, the first of them first.
         samples: Tells the figures that clients get from `watch_statistics`; None for none.
+        further_services: Full names of services that interceptors answer, for reflection to list them too.
 
     Raises:
         ValueError: Other machines could connect, and there is no TLS, or nobody is asked who he is; see
@@ -57,13 +58,14 @@ class GRPCComputeServer:
         observer: Observer | None = None,
         interceptors: Sequence[ServerInterceptor] = (),
         samples: SampleSource | None = None,
+        further_services: Sequence[str] = (),
     ) -> None:
         self._directory = _directory_of(service)
         self._interface = host
         self._port = port
         self._config = config or GRPCServerConfig()
         self._observer, self._interceptors = observer, tuple(interceptors)
-        self._samples = samples
+        self._samples, self._further_services = samples, tuple(further_services)
         check_binding(host, self._config)
         self._running: AioServer | None = None
         self._last_statistics = ServerStatistics()
@@ -155,6 +157,7 @@ class GRPCComputeServer:
             self._observer,
             self._interceptors,
             self._samples,
+            self._further_services,
         )
 
     def _begin(self, server: AioServer, port: int) -> None:

@@ -27,6 +27,13 @@ def generate(
         str | None,
         typer.Option(help="host:port or unix:/path of a trunk server. Default: load the trunk into this process."),
     ] = None,
+    trunk_model: Annotated[
+        str | None,
+        typer.Option(
+            help="With --trunk: name of the model there, where a server has several. Default: the only one, or the one "
+            "with the same weights and cut."
+        ),
+    ] = None,
     max_new_tokens: Annotated[int, typer.Option(min=1, help="Tokens to generate.")] = 50,
     sample: Annotated[bool, typer.Option("--sample", help="Sample. Default: take the likeliest token.")] = False,
     temperature: Annotated[float, typer.Option(help="With --sample: below 1 careful, above 1 bold.")] = 1.0,
@@ -44,8 +51,11 @@ def generate(
     set_up_logging("warning")
     if sample and not temperature > 0:
         raise OptionError(f"--temperature takes a number above 0; got {temperature:g}: leave --sample out instead")
+    if trunk_model and not trunk:
+        raise OptionError(f"--trunk-model {trunk_model} names a model of a server: say which with --trunk host:port")
     torch.manual_seed(seed)
     connection = connection_options(token=token, tls=tls, ca=tls_ca, certificate=tls_certificate, key=tls_key)
+    connection |= {"model": trunk_model} if trunk_model else {}
     points, chosen_dtype = parse_split_points(split_points), parse_dtype(dtype)
     commit = locate(model, revision).commit  # once: the branch may go on before the tokenizer is loaded
     tokenizer = load_tokenizer(model, commit)

@@ -51,7 +51,7 @@ def described(row: ModelRow) -> pb.ModelDescription:
         name=row.name,
         version=str(row.version),
         state=row.state.name,
-        reason=row.reason,
+        reason=row.told_reason,
         since_unix_s=row.since,
         num_sessions=row.num_sessions,
         progress=row.progress,

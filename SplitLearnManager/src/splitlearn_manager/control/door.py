@@ -25,10 +25,14 @@ class OperatorDoor:
 
     def check(self, context: grpc.aio.ServicerContext[Any, Any]) -> None:
         """Raise `PermissionDeniedError` (of splitlearn_comm) unless the call that is being served is an operator's."""
-        caller = CALLER.get().account.name
-        refusal = refusal_of(caller, context.peer(), self._operators if self._is_by_name else None)
+        refusal = self.refusal(context)
         if refusal is not None:
             raise PermissionDeniedError(refusal)
+
+    def refusal(self, context: grpc.aio.ServicerContext[Any, Any]) -> str | None:
+        """Return why the client of the call that is being served may not operate the server; None if it may."""
+        caller = CALLER.get().account.name
+        return refusal_of(caller, context.peer(), self._operators if self._is_by_name else None)
 
 
 def refusal_of(caller: str, peer: str, operators: Collection[str] | None) -> str | None:

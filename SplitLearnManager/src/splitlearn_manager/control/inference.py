@@ -93,7 +93,7 @@ def matching(rows: tuple[ModelRow, ...], name: str, version: str) -> list[ModelR
 
 def index_of(row: ModelRow) -> pb.RepositoryIndexResponse.ModelIndex:
     """Return the line of a model in the index."""
-    reason = f"{row.reason}; {row.progress}" if row.progress else row.reason
+    reason = f"{row.told_reason}; {row.progress}" if row.progress else row.told_reason
     return pb.RepositoryIndexResponse.ModelIndex(
         name=row.name, version=str(row.version), state=row.state.name, reason=reason
     )
@@ -115,7 +115,7 @@ def model_metadata(rows: tuple[ModelRow, ...], name: str, version: str) -> pb.Mo
     info = row.info
     if info is None:
         raise ModelNotReadyError(
-            f"{name} is {row.state.value} ({row.reason}): what it takes is known once it is loaded"
+            f"{name} is {row.state.value} ({row.told_reason}): what it takes is known once it is loaded"
         )
     datatype = "" if info.dtype is None else DATATYPES[info.dtype]
     hidden = pb.ModelMetadataResponse.TensorMetadata(

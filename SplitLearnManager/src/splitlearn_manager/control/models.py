@@ -5,6 +5,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 
 from splitlearn_comm import ServiceInfo, SessionHost
+from splitlearn_manager.control.discretion import told
 from splitlearn_manager.control.orders import LoadOrder, UnloadOrder
 from splitlearn_manager.errors import ModelStateError
 from splitlearn_manager.lifecycle import ModelManager, ModelStatus, State
@@ -18,6 +19,7 @@ class ModelRow:
     version: int
     state: State
     reason: str
+    """Why, as operators may see it; others see `told_reason`."""
     since: float
     """When it came to that state, in seconds since 1970 (UTC)."""
     num_sessions: int
@@ -32,6 +34,13 @@ class ModelRow:
     """Its own process; None without one."""
     load_s: float | None = None
     """How long its last load took, in seconds; None where that is not known."""
+    model: str = ""
+    """What was to be loaded: a hub id or a directory."""
+
+    @property
+    def told_reason(self) -> str:
+        """Why it is in that state, as the client of the call that is being served may see it."""
+        return told(self.reason, self.model)
 
 
 class ControlledModels(ABC):
@@ -141,4 +150,5 @@ def _row(status: ModelStatus) -> ModelRow:
         host=status.host,
         pid=status.pid,
         load_s=status.load_s,
+        model=status.spec.model,
     )

@@ -15,6 +15,7 @@ from splitlearn_comm.protocol import KIND_METADATA, REQUEST_ID_METADATA
 from splitlearn_comm.server.faults import abort, as_comm_error, logger, shortened
 from splitlearn_comm.server.handlers import Continuation, Handler
 from splitlearn_comm.server.security.caller import current_request_id
+from splitlearn_manager.control.discretion import MAY_OPERATE
 from splitlearn_manager.control.door import OperatorDoor
 from splitlearn_manager.errors import ManagerError, ModelFaultError
 
@@ -32,6 +33,11 @@ class Method:
     answer: Callable[[Any], Awaitable[Message]]
     """Takes the request, returns the response."""
     is_for_operators: bool = False
+
+    @property
+    def service(self) -> str:
+        """Full name of the service it belongs to."""
+        return self.path.split("/")[1]
 
 
 class ControlSurface(grpc.aio.ServerInterceptor):  # type: ignore[type-arg]
@@ -59,6 +65,7 @@ class ControlSurface(grpc.aio.ServerInterceptor):  # type: ignore[type-arg]
             try:
                 if method.is_for_operators:
                     self._door.check(context)
+                MAY_OPERATE.set(self._door.refusal(context) is None)  # of the call's own task
                 response = await method.answer(parsed(method.request, data))
             except Exception as error:
                 await refuse(context, error, f"a call of {method.path}")
