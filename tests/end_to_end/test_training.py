@@ -3,6 +3,7 @@
 import copy
 from collections.abc import Iterator
 from contextlib import contextmanager
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -10,13 +11,15 @@ import torch
 from peft import LoraConfig, get_peft_model
 from torch import nn
 
+from splitlearn import SplitModelForCausalLM
 from splitlearn.remote import RemoteTrunk
 from splitlearn_comm import GRPCComputeServer, UnsupportedOperationError
 from splitlearn_core.training.seeding import seeded_dropout
 from splitlearn_manager.runtime.hosted_trunk import HostedTrunk
 from splitlearn_manager.runtime.training_desk import TrainingLimits
 from tests.support.families import Split, tiny_split
-from tests.support.training import assert_same, fit, without_prefix
+from tests.support.training import assert_same, fit, whole_weights, without_prefix
+from tests.support.trunk_process import TrunkProcess
 
 
 def lora() -> LoraConfig:
@@ -75,3 +78,29 @@ def test_a_loop_without_a_run_trains_bottom_and_top_through_the_trunk() -> None:
     client.requires_grad_(True)
     with across_the_wire(split):
         assert fit(client, torch.optim.SGD(client.parameters(), lr=0.1)) == expected
+
+
+@pytest.mark.slow
+def test_it_goes_on_after_the_server_was_killed(tmp_path: Path) -> None:
+    def begin(address: str) -> Any:
+        torch.manual_seed(5)
+        model = SplitModelForCausalLM.from_pretrained(trunk=address)
+        return model.start_training(lora=LoraConfig(r=2, target_modules=["c_attn"]), lr=1e-2)
+
+    with TrunkProcess() as process:
+        run = begin(process.start())
+        fit(run.model, run.optimizer)
+        run.save_checkpoint("half", tmp_path)
+        expected = fit(run.model, run.optimizer)
+        weights = {name: tensor.clone() for name, tensor in whole_weights(run).items()}
+        run.resume("half", tmp_path)
+        process.kill()
+        with pytest.raises(ConnectionError):
+            fit(run.model, run.optimizer)
+    with TrunkProcess() as process:
+        again = begin(process.start())
+        again.resume("half", tmp_path)
+        assert fit(again.model, again.optimizer) == expected
+        got = whole_weights(again)
+        assert all(torch.equal(got[name], tensor) for name, tensor in weights.items())
+        again.model.trunk.close()

@@ -3,7 +3,6 @@
 Tensor shapes: B rows, T tokens, H hidden size.
 """
 
-import itertools
 import logging
 from typing import Any
 
@@ -33,7 +32,7 @@ class TrunkPasses:
         self.update_id = 0
         self._seed = seed
         self._dtype = dtype
-        self._pass_ids = itertools.count(1)
+        self.next_pass_id = 1
 
     @property
     def is_trainable(self) -> bool:
@@ -48,7 +47,7 @@ class TrunkPasses:
         dropout: DropoutSeed | None,
     ) -> torch.Tensor:
         """Run the trunk as a part of the graph."""
-        pass_id = next(self._pass_ids)
+        pass_id = self._take_pass_id()
         seed = dropout or DropoutSeed(self._seed, pass_id)
         if not (self.is_trainable or hidden_BTH.requires_grad):
             sent_BTH = hidden_BTH.to(self._dtype)
@@ -72,6 +71,15 @@ class TrunkPasses:
         self.training.update(self.update_id + 1, options, self.proxies.scale())
         self.update_id += 1
 
+    def restart(self, training: TrunkTraining, update_id: int, next_pass_id: int) -> None:
+        """Go on with another trunk, or with the same one anew."""
+        self.training.close()
+        self.training, self.update_id, self.next_pass_id = training, update_id, next_pass_id
+
+    def _take_pass_id(self) -> int:
+        self.next_pass_id += 1
+        return self.next_pass_id - 1
+
     def close(self) -> None:
         """Free what the trunk keeps."""
         self.training.close()
@@ -81,7 +89,7 @@ class TrunkPasses:
         try:
             return self._send_back(ctx.pass_id, ctx, gradient_BTH)
         except PassExpiredError as error:
-            pass_id = next(self._pass_ids)
+            pass_id = self._take_pass_id()
             logger.warning("%s; done, as pass %d", error, pass_id)
             self.training.forward(pass_id, *ctx.saved_tensors, *ctx.beside, dropout=ctx.dropout)
             return self._send_back(pass_id, ctx, gradient_BTH)

@@ -4,12 +4,14 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
+from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 import torch
 from torch import nn, optim
 
 from splitlearn_core.errors import TrainingError
+from splitlearn_core.training.checkpoint import load_checkpoint, save_adapter, save_checkpoint
 from splitlearn_core.training.crossing import TrunkPasses
 from splitlearn_core.training.names import PARTS, Ownership, ownership
 from splitlearn_core.training.optimizers import make_optimizer, optimizer_class, said_of
@@ -52,6 +54,42 @@ class TrainingRun:
     """The way to the trunk."""
     adapter: Adapter | None
     """The adapter of all parts that train, as it was drawn; None for full fine-tuning."""
+    spec: TrunkTrainingSpec
+    """What the trunk was told."""
+
+    def save_checkpoint(self, tag: str, directory: str | Path = "checkpoints") -> Path:
+        """Write both sides, between two steps: what `resume` needs to go on bit for bit.
+
+        Args:
+            tag: name of the checkpoint; one of that name is replaced when the new one is whole.
+            directory: where checkpoints are, on this machine.
+
+        Returns:
+            Where it is.
+
+        Raises:
+            CheckpointError: it could not be written; what was there is there still.
+        """
+        save_checkpoint(self, Path(directory) / tag)
+        return Path(directory) / tag
+
+    def resume(self, tag: str, directory: str | Path = "checkpoints") -> None:
+        """Go on from a checkpoint, also where the server has forgotten this training or is another.
+
+        Raises:
+            CheckpointError: there is none of that name, or it is damaged.
+            TrainingError: it is of another model, cut, optimizer or adapter.
+        """
+        load_checkpoint(self, Path(directory) / tag)
+
+    def save_adapter(self, directory: str | Path) -> None:
+        """Write the adapter of all parts as one ordinary adapter of the whole model, for `PeftModel.from_pretrained`.
+
+        Raises:
+            TrainingError: all weights train, and no adapter.
+            CheckpointError: it could not be written.
+        """
+        save_adapter(self, Path(directory))
 
     @property
     def update_id(self) -> int:
@@ -84,7 +122,7 @@ def start_training(
     spec = trunk_spec(trainable, base, said_of(group), recompute=recompute)
     passes = TrunkPasses(model.trunk.start_training(spec), proxies, seed, model.trunk.info.dtype)
     model.passes = passes
-    return TrainingRun(model, make_optimizer(base, [group], proxies, passes.update), passes, trainable.adapter)
+    return TrainingRun(model, make_optimizer(base, [group], proxies, passes.update), passes, trainable.adapter, spec)
 
 
 def frozen_passes(trunk: TrunkPort, device: torch.device) -> TrunkPasses:

@@ -1,0 +1,194 @@
+"""Stopping and going on: both halves of a training in one directory of the client, and the adapter as `peft` has it.
+
+A checkpoint is a directory with `client.safetensors` and `trunk.safetensors` (trained parameters, the optimizer's state
+of each), and `training.json`. It is written beside its place and moved there whole, so an interrupted write leaves the
+one before.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+import tempfile
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import torch
+from safetensors import SafetensorError
+from safetensors.torch import load_file, save_file
+from torch import nn, optim
+
+from splitlearn_core.errors import CheckpointError, TrainingError
+from splitlearn_core.training.optimizers import said_of
+
+if TYPE_CHECKING:
+    from splitlearn_core.training.run import TrainingRun
+
+PARAMETER = "parameter "
+"""What stands before a parameter's name; before it stands the optimizer's word for anything else, as `exp_avg `."""
+RANDOM_STATE = "random state"
+CLIENT, TRUNK, TRAINING = "client.safetensors", "trunk.safetensors", "training.json"
+
+
+def save_checkpoint(run: TrainingRun, directory: Path) -> None:
+    """Write both halves of a training, under one number of updates."""
+    told = {
+        "update_id": run.update_id,
+        "next_pass_id": run.passes.next_pass_id,
+        "groups": [said_of(group) for group in run.optimizer.param_groups],
+        "numbers": optimizer_numbers(run),
+        **belonging(run),
+    }
+    client = {**client_state(run), RANDOM_STATE: torch.get_rng_state()}
+    trunk = run.passes.training.read_state() if run.passes.is_trainable else {}
+    with replaced(directory) as place:
+        save_file(contiguous(client), place / CLIENT)
+        save_file(contiguous(trunk), place / TRUNK)
+        (place / TRAINING).write_text(json.dumps(told, indent=1))
+
+
+def load_checkpoint(run: TrainingRun, directory: Path) -> None:
+    """Go on from what was written; the trunk gets its half, whatever server it is on now.
+
+    Raises:
+        CheckpointError: there is none, or it is damaged.
+        TrainingError: it is of another training.
+    """
+    told, client, trunk = read_checkpoint(directory)
+    for name, value in belonging(run).items():
+        if told.get(name) != value:
+            raise TrainingError(f"{directory} is of another training: its {name} is {told.get(name)}, here {value}")
+    own = own_parameters(run)
+    if {name for name in client if name.startswith(PARAMETER)} != {PARAMETER + name for name in own}:
+        raise TrainingError(f"{directory} is of another training: other parameters of Bottom and Top train in it")
+    run.passes.restart(run.model.trunk.start_training(run.spec), told["update_id"], told["next_pass_id"])
+    if trunk:
+        run.passes.training.write_state(trunk, told["update_id"])
+    with torch.no_grad():
+        for name, parameter in own.items():
+            parameter.copy_(client[PARAMETER + name])
+    put_optimizer_state(run.optimizer, own, client, told["numbers"])
+    for group, options in zip(run.optimizer.param_groups, told["groups"], strict=True):
+        group.update({name: restored(value, group.get(name)) for name, value in options.items()})
+    run.optimizer.zero_grad()
+    torch.set_rng_state(client[RANDOM_STATE])
+
+
+def read_checkpoint(directory: Path) -> tuple[dict[str, Any], dict[str, torch.Tensor], dict[str, torch.Tensor]]:
+    """Read the three files of a checkpoint; raises `CheckpointError`."""
+    try:
+        told = json.loads((directory / TRAINING).read_text())
+        return told, load_file(directory / CLIENT), load_file(directory / TRUNK)
+    except FileNotFoundError as error:
+        missing = Path(error.filename).name
+        raise CheckpointError(f"{directory} is no checkpoint of a training: it has no {missing}") from error
+    except (ValueError, SafetensorError) as error:
+        raise CheckpointError(f"the checkpoint {directory} is damaged: {error}") from error
+
+
+def save_adapter(run: TrainingRun, directory: Path) -> None:
+    """Write the adapter of all parts as one of the whole model, which `peft` loads onto that.
+
+    Raises:
+        TrainingError: what trains is no adapter.
+    """
+    if run.adapter is None:
+        raise TrainingError("all weights train: there is no adapter to save; save_checkpoint keeps both sides")
+    far = run.passes.training.read_state() if run.passes.is_trainable else {}
+    values = {
+        **{name: parameter.detach() for name, parameter in own_parameters(run).items()},
+        **{name.removeprefix(PARAMETER): tensor for name, tensor in far.items() if name.startswith(PARAMETER)},
+    }
+    # In peft's files the adapter's name, "default", is no part of the tensors' names.
+    tensors = {f"base_model.model.{name.replace('.default.', '.')}": values[name] for name in run.adapter.tensors}
+    with replaced(directory) as place:
+        save_file(contiguous(tensors), place / "adapter_model.safetensors", {"format": "pt"})
+        run.adapter.config.save_pretrained(str(place))
+
+
+def own_parameters(run: TrainingRun) -> dict[str, nn.Parameter]:
+    """Return what trains of Bottom and Top, by name."""
+    proxies = run.passes.proxies.parameters
+    return {n: p for n, p in run.model.named_parameters() if p.requires_grad and n not in proxies}
+
+
+def client_state(run: TrainingRun) -> dict[str, torch.Tensor]:
+    """Return the trained parameters of Bottom and Top and the optimizer's tensors of each."""
+    tensors: dict[str, torch.Tensor] = {}
+    for name, parameter in own_parameters(run).items():
+        tensors[PARAMETER + name] = parameter.detach()
+        for key, value in run.optimizer.state.get(parameter, {}).items():
+            if isinstance(value, torch.Tensor):
+                tensors[f"{key} {name}"] = value
+    return tensors
+
+
+def optimizer_numbers(run: TrainingRun) -> dict[str, dict[str, Any]]:
+    """Return what the optimizer keeps of each parameter that is no tensor."""
+    numbers = {}
+    for name, parameter in own_parameters(run).items():
+        state = run.optimizer.state.get(parameter, {})
+        numbers[name] = {key: value for key, value in state.items() if not isinstance(value, torch.Tensor)}
+    return {name: kept for name, kept in numbers.items() if kept}
+
+
+def put_optimizer_state(
+    optimizer: optim.Optimizer,
+    own: Mapping[str, nn.Parameter],
+    tensors: Mapping[str, torch.Tensor],
+    numbers: Mapping[str, Mapping[str, Any]],
+) -> None:
+    """Give an optimizer the state that was written."""
+    optimizer.state.clear()
+    for full_name, tensor in tensors.items():
+        key, _, name = full_name.partition(" ")
+        if key != PARAMETER.strip() and full_name != RANDOM_STATE:
+            optimizer.state[own[name]][key] = tensor.to(own[name].device if tensor.dim() else "cpu", copy=True)
+    for name, kept in numbers.items():
+        optimizer.state[own[name]].update(kept)
+
+
+def belonging(run: TrainingRun) -> dict[str, Any]:
+    """Return what has to be the same for a checkpoint to fit."""
+    info = run.model.trunk.info
+    return {
+        "model_type": info.model_type,
+        "split_points": list(info.split_points),
+        "fingerprint": info.fingerprint,
+        "optimizer": type(run.optimizer).__name__,
+        "modules": None if run.adapter is None else list(run.adapter.modules),
+    }
+
+
+def restored(value: Any, now: Any) -> Any:
+    """Return an option as the optimizer had it: JSON knows no tuples."""
+    return tuple(value) if isinstance(now, tuple) else value
+
+
+def contiguous(tensors: Mapping[str, torch.Tensor]) -> dict[str, torch.Tensor]:
+    """Return tensors as safetensors writes them: no two of them share memory."""
+    return {name: tensor.detach().to("cpu", copy=True).contiguous() for name, tensor in tensors.items()}
+
+
+@contextmanager
+def replaced(directory: Path) -> Iterator[Path]:
+    """Give a new directory that takes the place of another when the block has ended without an error."""
+    directory.parent.mkdir(parents=True, exist_ok=True)
+    place = Path(tempfile.mkdtemp(prefix=f".{directory.name}-", dir=directory.parent))
+    try:
+        yield place
+        for written in place.iterdir():
+            with written.open("rb") as file:
+                os.fsync(file.fileno())
+        old = place.with_name(f"{place.name}-old")
+        if directory.exists():
+            directory.rename(old)
+        place.rename(directory)
+        shutil.rmtree(old, ignore_errors=True)
+    except OSError as error:
+        raise CheckpointError(f"{directory} could not be written ({error}); what was there is there still") from error
+    finally:
+        shutil.rmtree(place, ignore_errors=True)
