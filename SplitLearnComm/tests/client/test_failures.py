@@ -21,14 +21,16 @@ from splitlearn_comm.protocol import KIND_METADATA, PUSHBACK_METADATA
 class Failed(grpc.RpcError):
     """A call that ended with a code, as gRPC raises it."""
 
-    def __init__(self, code: grpc.StatusCode, metadata: tuple[tuple[str, str], ...] = ()) -> None:
-        self._code, self._metadata = code, metadata
+    def __init__(
+        self, code: grpc.StatusCode, metadata: tuple[tuple[str, str], ...] = (), details: str = "it ended"
+    ) -> None:
+        self._code, self._metadata, self._details = code, metadata, details
 
     def code(self) -> grpc.StatusCode:
         return self._code
 
     def details(self) -> str:
-        return "it ended"
+        return self._details
 
     def trailing_metadata(self) -> tuple[tuple[str, str], ...]:
         return self._metadata
@@ -38,6 +40,14 @@ class Failed(grpc.RpcError):
 def test_a_code_is_retried_as_the_table_says(code: grpc.StatusCode) -> None:
     error = translate(Failed(code), "localhost:1", 1.0)
     assert isinstance(error, ServerUnavailableError) == RETRY_RULES[code].is_retried
+
+
+def test_a_stream_that_a_proxy_resets_is_one_that_broke() -> None:
+    """nginx does that when it has lost the server behind it; a server of ours says which error it is."""
+    reset = "Stream removed (RST_STREAM (Received RST_STREAM with error code 2))"
+    assert is_retried(translate(Failed(grpc.StatusCode.INTERNAL, details=reset), "localhost:1", 1.0))
+    told = ((KIND_METADATA, "RemoteInternalError"),)
+    assert not is_retried(translate(Failed(grpc.StatusCode.INTERNAL, told, reset), "localhost:1", 1.0))
 
 
 def test_the_table_has_each_code_once_and_a_reason_for_each() -> None:

@@ -126,6 +126,9 @@ def _without_kind(code: grpc.StatusCode, details: str, address: str, timeout_s: 
     if RETRY_RULES[code].is_retried:
         return gone(address, details)
     match code:
+        case grpc.StatusCode.INTERNAL if "RST_STREAM" in details:
+            # A server of ours says which error it is; so a proxy says that it has lost the server behind it.
+            return gone(address, details)
         case grpc.StatusCode.DEADLINE_EXCEEDED:
             return DeadlineExceededError(
                 f"no answer from {address} within {timeout_s:g} s; give more time with timeout_s ({details})"
