@@ -5,8 +5,8 @@ token of its own and has its own Bottom and Top; it generates greedily behind a 
 all clients, from the first that begins until the last has ended, against those of one client while the others rest.
 Every client's tokens must be those that it generates alone.
 
-Where a token's time goes is what the clients' sessions say of their steps (`timings=True`): at the server in the host,
-waiting for the model included; the wire, gRPC and coding at both ends; and the rest, the client's own layers.
+Where a token's time goes is what the clients' sessions say of their steps (`timings=True`): at the server, and of that
+waiting for others' steps; the wire, gRPC and coding; and the rest, the client's own layers.
 """
 
 import argparse
@@ -52,6 +52,8 @@ class Generated:
     tokens: tuple[int, ...] = ()
     steps_s: float = 0.0
     """Of these in steps, seen from the client."""
+    queue_s: float = 0.0
+    """Of those at the server, waiting for others."""
     host_s: float = 0.0
     """Of those in the server's host."""
     error: str = ""
@@ -62,7 +64,11 @@ class StepTimes(Observer, ObservedCall):
     """Adds up what a client's steps took."""
 
     def __init__(self) -> None:
-        self.steps_s = self.host_s = 0.0
+        self.begin()
+
+    def begin(self) -> None:
+        """Begin at nothing."""
+        self.steps_s = self.queue_s = self.host_s = 0.0
 
     def on_call(self, method: str, metadata: Metadata) -> ObservedCall:
         """Watch them all."""
@@ -71,6 +77,7 @@ class StepTimes(Observer, ObservedCall):
     def on_step(self, step: StepSummary) -> None:
         """Add one."""
         self.steps_s += step.seconds
+        self.queue_s += step.queue_s
         self.host_s += step.compute_s
 
 
@@ -95,7 +102,8 @@ class RealClient:
     def generate(self, num_tokens: int) -> Generated:
         """Generate so many tokens."""
         generate: Any = self._model.generate
-        steps_s, host_s, began_s = self._times.steps_s, self._times.host_s, time.perf_counter()
+        self._times.begin()
+        began_s = time.perf_counter()
         try:
             ids = generate(
                 self._prompt, max_new_tokens=num_tokens, min_new_tokens=num_tokens, do_sample=False, pad_token_id=0
@@ -108,8 +116,9 @@ class RealClient:
             began_s=began_s,
             ended_s=time.perf_counter(),
             tokens=tuple(ids[0, PROMPT_TOKENS:].tolist()),
-            steps_s=self._times.steps_s - steps_s,
-            host_s=self._times.host_s - host_s,
+            steps_s=self._times.steps_s,
+            queue_s=self._times.queue_s,
+            host_s=self._times.host_s,
         )
 
 
@@ -165,8 +174,13 @@ def where_time_goes(generated: list[Generated]) -> str:
     good = [each for each in generated if not each.error]
     num_tokens = sum(len(each.tokens) for each in good)
     whole_s = sum(each.ended_s - each.began_s for each in good)
-    steps_s, host_s = sum(each.steps_s for each in good), sum(each.host_s for each in good)
-    parts = {"at the server": host_s, "wire, gRPC, coding": steps_s - host_s, "the client's own": whole_s - steps_s}
+    steps_s, queue_s, host_s = (sum(getattr(each, name) for each in good) for name in ("steps_s", "queue_s", "host_s"))
+    parts = {
+        "at the server": queue_s + host_s,
+        "of that waiting for others": queue_s,
+        "wire, gRPC, coding": steps_s - queue_s - host_s,
+        "the client's own": whole_s - steps_s,
+    }
     told = ", ".join(f"{name} {part / whole_s:.0%}" for name, part in parts.items())
     return f"{1000 * whole_s / num_tokens:.1f} ms: {told}"
 

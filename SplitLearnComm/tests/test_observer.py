@@ -1,7 +1,10 @@
 """What a server and both kinds of client tell an observer, over a real connection."""
 
 import asyncio
+import threading
+import time
 from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 
 import grpc
 import pytest
@@ -11,6 +14,7 @@ from splitlearn_comm import (
     AsyncComputeClient,
     AuthenticationError,
     CommError,
+    ComputeFunction,
     GRPCComputeClient,
     GRPCComputeServer,
     GRPCServerConfig,
@@ -221,3 +225,43 @@ def test_several_observers_are_told_alike() -> None:
     assert [call.summary for call in first.calls] == [call.summary for call in second.calls]
     assert (first.num_opened, first.closed) == (second.num_opened, second.closed) == (1, ["closed"])
     assert {"a": "1", "b": "2"}.items() <= dict(seen.calls[0].received).items()
+
+
+class HeldUp(ComputeFunction):
+    """Computes, on a thread, when it is let."""
+
+    def __init__(self) -> None:
+        self.has_begun, self.may_go_on = threading.Event(), threading.Event()
+
+    def compute(self, tensor: torch.Tensor) -> torch.Tensor:
+        self.has_begun.set()
+        self.may_go_on.wait(60)
+        return tensor
+
+
+def test_a_step_that_waits_for_another_says_that_it_waited() -> None:
+    """The first step holds the thread; the second has to wait, which is not what it computes."""
+    pause_s = 0.1
+    function, observer = HeldUp(), RecordingObserver()
+    with (
+        GRPCComputeServer(function, port=0, observer=observer) as server,
+        GRPCComputeClient(server.address, timings=True) as client,
+        ThreadPoolExecutor(2) as pool,
+        client.session() as first,
+        client.session() as second,
+    ):
+        holding = pool.submit(first.step, HIDDEN)
+        assert function.has_begun.wait(60)
+        bytes_before = server.statistics().bytes_received
+        waiting = pool.submit(second.step, HIDDEN)
+        eventually(lambda: server.statistics().bytes_received > bytes_before)
+        time.sleep(pause_s)  # what is measured
+        function.may_go_on.set()
+        holding.result(), waiting.result()
+        breakdown = second.breakdown
+    assert breakdown is not None
+    # A little less than the pause: the message is counted before its turn is asked for.
+    assert breakdown.queue_s > pause_s / 2
+    assert breakdown.compute_s < breakdown.total_s - pause_s / 2
+    told = max(step.queue_s for call in observer.calls for step in call.steps)
+    assert pause_s / 2 < told < breakdown.total_s

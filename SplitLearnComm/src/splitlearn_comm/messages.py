@@ -208,9 +208,9 @@ class Timings:
     """Where the time of a step went at the server, in seconds."""
 
     queue_s: float
-    """From the arrival of the message until the host began with it."""
+    """From the arrival of the message until its turn in the host came: decoding, checks, others' steps."""
     compute_s: float
-    """In the host."""
+    """In the host, from when its turn came."""
     serialise_s: float
     """Making the answer's bytes."""
 

@@ -65,11 +65,14 @@ class StepSummary(NamedTuple):
     """At a client from its encoding until its answer was decoded, everything between included; at a server from its
     arrival until the answer was put together."""
     compute_s: float
-    """Of these in the host, waiting for its thread included; 0 at a client without the option `timings`."""
+    """Of these in the host, from when its turn came; 0 at a client without the option `timings`."""
     bytes_received: int
     """Of messages, without what HTTP/2 adds; pieces of a large tensor included."""
     bytes_sent: int
     """Of messages, without what HTTP/2 adds."""
+    queue_s: float = 0.0
+    """Of the seconds waiting at the host for its turn, behind others' steps; at a client, with `timings`, all from its
+    arrival at the server until then."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

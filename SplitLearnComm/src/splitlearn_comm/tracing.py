@@ -93,6 +93,7 @@ class _Span(ObservedCall):
             start_time=ended_ns - int(step.seconds * 1e9),
             attributes={
                 "splitlearn.step_id": step.step_id,
+                "splitlearn.queue_s": step.queue_s,
                 "splitlearn.compute_s": step.compute_s,
                 "splitlearn.bytes_received": step.bytes_received,
                 "splitlearn.bytes_sent": step.bytes_sent,

@@ -20,11 +20,33 @@ DUE_S: ContextVar[float] = ContextVar("splitlearn_due_s", default=math.inf)
 begun by then is dropped, and its waiter cancelled."""
 
 
+class Turn:
+    """When the turn of a step came that had to wait for others; whoever runs it notes that."""
+
+    __slots__ = ("began_s",)
+
+    def __init__(self) -> None:
+        self.began_s = 0.0
+        """On `time.perf_counter`; 0 while it is not known."""
+
+
+TURN: ContextVar[Turn | None] = ContextVar("splitlearn_turn", default=None)
+"""Set around a step by who wants to know when its turn came."""
+
+
+def note_turn(began_s: float) -> None:
+    """Note when the turn of the step came that is being done, on `time.perf_counter`; 0 where that is not known."""
+    turn = TURN.get()
+    if turn is not None:
+        turn.began_s = began_s
+
+
 class _Job(NamedTuple):
     call: Callable[[], Any]
     answer: asyncio.Future[Any]
     loop: asyncio.AbstractEventLoop
     due_s: float
+    turn: Turn | None
 
 
 class _Outcome(NamedTuple):
@@ -56,7 +78,7 @@ class WorkerThread:
             self._thread.start()
         loop = asyncio.get_running_loop()
         answer: asyncio.Future[T] = loop.create_future()
-        self._jobs.put(_Job(call, answer, loop, DUE_S.get()))
+        self._jobs.put(_Job(call, answer, loop, DUE_S.get(), TURN.get()))
         return await answer
 
     async def shutdown(self) -> None:
@@ -81,6 +103,8 @@ def _work(jobs: SimpleQueue[_Job | None]) -> None:
             with contextlib.suppress(RuntimeError):
                 job.loop.call_soon_threadsafe(job.answer.cancel)
             continue
+        if job.turn is not None:
+            job.turn.began_s = time.perf_counter()
         try:
             outcome = _Outcome(job.call())
         except BaseException as error:

@@ -55,3 +55,10 @@ def test_steps_are_counted_by_what_they_were_and_how_they_ended() -> None:
     assert registry.get_sample_value("splitlearn_steps_total", {"action": "crop", "code": "OK"}) is None
     assert registry.get_sample_value("splitlearn_step_received_bytes_total", {"action": "forward"}) == 9
     assert registry.get_sample_value("splitlearn_step_sent_bytes_total", {"action": "forward"}) == 15
+
+
+def test_overhead_is_neither_the_model_nor_the_wait_for_it() -> None:
+    registry, metrics = CollectorRegistry(), StepMetrics()
+    registry.register(metrics)
+    metrics.add(step(seconds=1.0)._replace(queue_s=0.5, compute_s=0.25))
+    assert registry.get_sample_value("splitlearn_step_overhead_seconds_sum", {"action": "forward"}) == 0.25

@@ -9,6 +9,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from splitlearn_comm import Forward
+from splitlearn_comm.worker import TURN, Turn
 from splitlearn_core.engine import EngineLimits
 from splitlearn_core.engine.steps import Batch, BatchKind, Chunk, Step, StepKind
 from splitlearn_core.testing import random_hidden, tiny_trunk
@@ -95,23 +96,25 @@ def test_a_host_tells_what_it_did_and_what_it_holds() -> None:
 
 
 def test_a_step_waits_from_when_it_was_asked_for_and_not_from_when_the_thread_looked() -> None:
-    async def serve() -> tuple[float, float]:
+    async def serve() -> tuple[float, float, float]:
         host = HostedTrunk(tiny_trunk(), name="tiny", engine_limits=EngineLimits(wait_share=0))
         await host.open_session("a")
         may_go_on = threading.Event()
         busy = asyncio.create_task(host._driver.run(lambda _: may_go_on.wait(20)))
         await asyncio.sleep(0)
         asked_s = time.perf_counter()
+        turn = Turn()
+        TURN.set(turn)
         waiting = asyncio.create_task(host.run_step("a", Forward(random_hidden(1, 1))))
         await asyncio.sleep(0.05)  # what is measured
         may_go_on.set()
         await asyncio.gather(busy, waiting)
         waited_s = (await host.read()).queue_s.sum
         await host.teardown()
-        return waited_s, time.perf_counter() - asked_s
+        return waited_s, turn.began_s - asked_s, time.perf_counter() - asked_s
 
-    waited_s, most_s = asyncio.run(serve())
-    assert 0.04 < waited_s < most_s
+    waited_s, told_s, most_s = asyncio.run(serve())
+    assert 0.04 < waited_s <= told_s < most_s
 
 
 def test_on_a_loop_it_waits_from_when_the_other_process_sent_it() -> None:

@@ -13,13 +13,16 @@ FRAMES = st.lists(
         st.integers(0, 2**32 - 1),
         st.binary(max_size=40),
         st.floats(0, 1e9),
+        st.floats(0, 1e9),
     ),
     max_size=6,
 )
 
 
 def as_bytes(frames: list[Frame]) -> bytes:
-    return b"".join(header_of(f.kind, len(f.payload), f.call, f.session, f.sent_s) + f.payload for f in frames)
+    return b"".join(
+        header_of(f.kind, len(f.payload), f.call, f.session, f.sent_s, f.began_s) + f.payload for f in frames
+    )
 
 
 @given(FRAMES, st.data())

@@ -32,7 +32,7 @@ from splitlearn_comm import (
 )
 from splitlearn_comm.testing import SessionHostContract
 from splitlearn_comm.testing.waiting import eventually
-from splitlearn_comm.worker import DUE_S
+from splitlearn_comm.worker import DUE_S, TURN, Turn
 from splitlearn_core import Trunk, load_part
 from splitlearn_core.testing import reference
 from splitlearn_manager.errors import BudgetExceededError, ModelFaultError, ModelLoadError
@@ -115,7 +115,10 @@ def test_it_tells_what_was_done_in_the_process(process: ModelProcess, runner: as
         began_s = time.perf_counter()
         await host.open_session("read")
         for _ in range(3):
+            turn, asked_s = Turn(), time.perf_counter()
+            TURN.set(turn)
             await host.run_step("read", Forward(hidden(1, 2)))
+            assert asked_s < turn.began_s < time.perf_counter()
         seconds = time.perf_counter() - began_s
         after = await host.read()
         assert after is not None

@@ -38,9 +38,9 @@ class StepBreakdown:
     total_s: float
     """From the client's encoding of the step until its answer was decoded."""
     queue_s: float
-    """At the server, from the arrival of the message until the host began with it."""
+    """At the server, from the arrival of the message until its turn in the host came."""
     compute_s: float
-    """In the server's host, waiting for its thread included."""
+    """In the server's host, from when its turn came; of a prompt in pieces, with what runs in between."""
     serialise_s: float
     """At the server, making the answer's bytes."""
     bytes_sent: int

@@ -11,7 +11,7 @@ import grpc
 
 from splitlearn_comm.errors import CommError
 from splitlearn_comm.framing.steps import Answer
-from splitlearn_comm.messages import Action
+from splitlearn_comm.messages import Action, Timings
 from splitlearn_comm.observer import CallSummary, Metadata, Observer, StepSummary, action_name
 from splitlearn_comm.protocol import SESSION
 from splitlearn_comm.training import TrainingAction
@@ -78,8 +78,7 @@ class WatchedSession:
     def end_step(self, answer: Answer, step_id: int, bytes_sent: int) -> None:
         """It was answered."""
         code = grpc.StatusCode.OK if answer.error is None else answer.error.code
-        compute_s = answer.timings.compute_s if answer.timings else 0.0
-        self._tell(code, step_id, compute_s, answer.num_bytes, bytes_sent)
+        self._tell(code, step_id, answer.timings, answer.num_bytes, bytes_sent)
 
     def end(self, reason: CommError | None, step_id: int) -> None:
         """The session can do nothing more, and neither can the step that may have been under way. The first time
@@ -89,11 +88,11 @@ class WatchedSession:
         self._is_over = True
         code = code_of(reason)
         if self._action is not None:
-            self._tell(code, step_id, 0.0, 0, 0)
+            self._tell(code, step_id, None, 0, 0)
         self._observed.on_end(CallSummary(code=code, seconds=time.perf_counter() - self._began_s))
 
     def _tell(
-        self, code: grpc.StatusCode, step_id: int, compute_s: float, bytes_received: int, bytes_sent: int
+        self, code: grpc.StatusCode, step_id: int, timings: Timings | None, bytes_received: int, bytes_sent: int
     ) -> None:
         action, self._action = self._action, None
         self._observed.on_step(
@@ -102,9 +101,10 @@ class WatchedSession:
                 code=code,
                 step_id=step_id,
                 seconds=time.perf_counter() - self._step_began_s,
-                compute_s=compute_s,
+                compute_s=timings.compute_s if timings else 0.0,
                 bytes_received=bytes_received,
                 bytes_sent=bytes_sent,
+                queue_s=timings.queue_s if timings else 0.0,
             )
         )
 

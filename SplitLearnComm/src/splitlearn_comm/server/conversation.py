@@ -35,6 +35,7 @@ from splitlearn_comm.server.statistics import ServerStatistics
 from splitlearn_comm.server.watching import ServedCall
 from splitlearn_comm.session import Advance, Effect, Ledger, Mark, Permute, Replay, Trim
 from splitlearn_comm.training import Trained, TrainingAction
+from splitlearn_comm.worker import TURN, Turn
 
 
 class Conversation:
@@ -76,7 +77,7 @@ class Conversation:
         self._attachment = 0
         self._has_spoken = False
         self._arrived_s = 0.0
-        self._compute_s = 0.0
+        self._waited_s = self._compute_s = 0.0
         self._due_s: float | None = None
         self._pending_bytes = 0
 
@@ -266,7 +267,8 @@ class Conversation:
             served.validator.check_forward(action, ledger.position)
         elif isinstance(action, TrainingAction):
             served.validator.check_training(action)
-        began_s = time.perf_counter()
+        turn = Turn()
+        mark, asked_s = TURN.set(turn), time.perf_counter()
         served.load.steps += 1
         try:
             if isinstance(action, TrainingAction):
@@ -284,8 +286,10 @@ class Conversation:
                 await self._fail(ledger, "a step of it failed inside the service")
             raise
         finally:
+            TURN.reset(mark)
             served.load.steps -= 1
-            self._compute_s = time.perf_counter() - began_s
+            began_s = max(asked_s, turn.began_s)
+            self._waited_s, self._compute_s = began_s - asked_s, time.perf_counter() - began_s
 
     def _encoded(self, step_id: int, position: int, result: torch.Tensor | Trained | None) -> Outgoing:
         began_s = time.perf_counter()
@@ -306,7 +310,7 @@ class Conversation:
         self, request: steps.Request | None, refusal: CommError | None, bytes_received: int, bytes_sent: int
     ) -> StepSummary:
         """What to tell of the message that was answered."""
-        compute_s, self._compute_s = self._compute_s, 0.0
+        waited_s, compute_s, self._waited_s, self._compute_s = self._waited_s, self._compute_s, 0.0, 0.0
         pending_bytes, self._pending_bytes = self._pending_bytes, 0
         return StepSummary(
             action=action_name(request and request.action),
@@ -316,6 +320,7 @@ class Conversation:
             compute_s=compute_s,
             bytes_received=pending_bytes + bytes_received,
             bytes_sent=bytes_sent,
+            queue_s=waited_s,
         )
 
 

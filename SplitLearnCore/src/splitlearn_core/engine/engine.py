@@ -43,6 +43,8 @@ class StepResult:
     """Hidden states [B, T, H] on the device that they came from; None for a step without tokens."""
     error: Exception | None = None
     """Why it failed; its session is over then."""
+    began_s: float = 0.0
+    """When its turn came, on the engine's clock; 0 where it never did."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -91,6 +93,7 @@ class TrunkEngine:
         self._sessions: dict[str, EngineSession] = {}
         self._actions: dict[int, Action] = {}
         self._parts: dict[int, list[torch.Tensor]] = {}
+        self._began_s: dict[int, float] = {}
         self._num_submitted = 0
 
     def __repr__(self) -> str:
@@ -121,8 +124,7 @@ class TrunkEngine:
         self._sessions.pop(session_id, None)
         dropped = self._scheduler.drop(session_id)
         for step in dropped:
-            self._actions.pop(step.ticket, None)
-            self._parts.pop(step.ticket, None)
+            self._forget(step.ticket)
         return tuple(step.ticket for step in dropped)
 
     def submit(self, session_id: str, action: Action, asked_s: float | None = None) -> int:
@@ -157,6 +159,8 @@ class TrunkEngine:
         if not isinstance(choice, Batch):
             return Turn(wait_until_s=choice.until_s)
         began_s = self._clock()
+        for chunk in choice.chunks:
+            self._began_s.setdefault(chunk.step.ticket, began_s)
         results = self._run(choice)
         ended_s = self._clock()
         self._scheduler.finished(choice, ended_s - began_s, ended_s)
@@ -243,13 +247,20 @@ class TrunkEngine:
             else:
                 self._change(session, action)
         except Exception as error:  # some layers may hold the tokens and others not: the session cannot go on
-            return StepResult(ticket=ticket, session_id=session_id, error=error)
+            began_s = self._began_s[ticket]
+            return StepResult(ticket=ticket, session_id=session_id, error=error, began_s=began_s)
         if not chunk.is_last:
             return None
-        parts = self._parts.pop(ticket, [])
+        parts, began_s = self._parts.get(ticket, []), self._began_s[ticket]
         output = torch.cat(parts, dim=1) if len(parts) > 1 else next(iter(parts), None)
-        del self._actions[ticket]
-        return StepResult(ticket=ticket, session_id=session_id, output_BTH=output)
+        self._forget(ticket)
+        return StepResult(ticket=ticket, session_id=session_id, output_BTH=output, began_s=began_s)
+
+    def _forget(self, ticket: int) -> None:
+        """Keep nothing of a step any more."""
+        self._actions.pop(ticket, None)
+        self._parts.pop(ticket, None)
+        self._began_s.pop(ticket, None)
 
     def _ended_with(self, results: Iterable[StepResult]) -> list[StepResult]:
         """End the sessions of steps that failed; return the results of their steps that will not run."""
@@ -257,8 +268,7 @@ class TrunkEngine:
         for result in results:
             if result.error is not None:
                 error = PartInputError("an earlier step of this session failed; open a new session")
-                self._actions.pop(result.ticket, None)
-                self._parts.pop(result.ticket, None)
+                self._forget(result.ticket)
                 for ticket in self.close(result.session_id):
                     if ticket != result.ticket:
                         ended.append(StepResult(ticket=ticket, session_id=result.session_id, error=error))

@@ -50,7 +50,7 @@ class StepMetrics(Collector):
             else:
                 seen.num_failed[step.code.name] = seen.num_failed.get(step.code.name, 0) + 1
             seen.seconds.add(step.seconds)
-            seen.overhead_s.add(step.seconds - step.compute_s)
+            seen.overhead_s.add(step.seconds - step.queue_s - step.compute_s)
             seen.bytes_received += step.bytes_received
             seen.bytes_sent += step.bytes_sent
 
@@ -74,7 +74,9 @@ class StepMetrics(Collector):
             labels=("action",),
         )
         overhead = HistogramMetricFamily(
-            "splitlearn_step_overhead_seconds", "Of that, all that did not happen in the model.", labels=("action",)
+            "splitlearn_step_overhead_seconds",
+            "Of that, all that was neither in the model nor waiting for its turn there.",
+            labels=("action",),
         )
         received = CounterMetricFamily(
             "splitlearn_step_received_bytes", "Bytes of messages of sessions received.", labels=("action",)

@@ -10,10 +10,11 @@ from typing import TypeVar
 
 import torch
 
+from splitlearn_comm.worker import note_turn
 from splitlearn_core.engine import Action, StepResult, TrunkEngine
 
 T = TypeVar("T")
-Waiter = asyncio.Future[torch.Tensor | None]
+Waiter = asyncio.Future[StepResult]
 ASKED_S: ContextVar[float | None] = ContextVar("splitlearn_asked", default=None)
 """When the call that is being served was sent, on `time.perf_counter`, which all processes of a machine share; None
 where it was not sent."""
@@ -118,15 +119,23 @@ def tell(waiter: Waiter, result: StepResult) -> None:
     """Hand a result to who waits for it; on the waiter's own loop."""
     if waiter.cancelled():
         return
-    if result.error is None:
-        waiter.set_result(result.output_BTH)
-    else:
-        refuse(waiter, result.error)
+    waiter.set_result(result)
+
+
+def output_of(result: StepResult) -> torch.Tensor | None:
+    """Return what a step gave, and note when its turn came; raises what it failed with."""
+    note_turn(result.began_s)
+    if result.error is not None:
+        raise without_stop(result.error)
+    return result.output_BTH
 
 
 def refuse(waiter: asyncio.Future[T], error: BaseException) -> None:
     """Hand an error to who waits; on the waiter's own loop."""
     if not waiter.cancelled():
-        # A future takes no StopIteration: a coroutine that raised it would just end.
-        is_odd = isinstance(error, StopIteration)
-        waiter.set_exception(RuntimeError("the call raised StopIteration") if is_odd else error)
+        waiter.set_exception(without_stop(error))
+
+
+def without_stop(error: BaseException) -> BaseException:
+    """Return an error that a coroutine can raise: of a StopIteration it would just end, and a future takes none."""
+    return RuntimeError("the call raised StopIteration") if isinstance(error, StopIteration) else error

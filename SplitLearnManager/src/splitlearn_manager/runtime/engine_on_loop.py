@@ -9,7 +9,7 @@ import torch
 
 from splitlearn_comm.worker import DUE_S
 from splitlearn_core.engine import Action, TrunkEngine
-from splitlearn_manager.runtime.engine_driver import ASKED_S, EngineDriver, Waiter, Waiters, not_open, tell
+from splitlearn_manager.runtime.engine_driver import ASKED_S, EngineDriver, Waiter, Waiters, not_open, output_of, tell
 
 T = TypeVar("T")
 
@@ -34,7 +34,7 @@ class EngineOnLoop(EngineDriver):
             not_open(waiter)
         elif self._next is None or isinstance(self._next, asyncio.TimerHandle):
             self._soon(loop)
-        return await waiter
+        return output_of(await waiter)
 
     async def run(self, call: Callable[[TrunkEngine], T]) -> T:
         """Do something with the engine."""

@@ -12,7 +12,7 @@ import torch
 
 from splitlearn_comm.worker import DUE_S
 from splitlearn_core.engine import Action, StepResult, TrunkEngine
-from splitlearn_manager.runtime.engine_driver import EngineDriver, Waiter, Waiters, not_open, refuse, tell
+from splitlearn_manager.runtime.engine_driver import EngineDriver, Waiter, Waiters, not_open, output_of, refuse, tell
 
 T = TypeVar("T")
 
@@ -62,7 +62,7 @@ class EngineThread(EngineDriver):
         """Put a step in line and wait for its result; raises as `EngineDriver.step` does."""
         waiter: Waiter = asyncio.get_running_loop().create_future()
         self._put(_Step(session_id, action, waiter, time.perf_counter(), DUE_S.get()))
-        return await waiter
+        return output_of(await waiter)
 
     async def run(self, call: Callable[[TrunkEngine], T]) -> T:
         """Do something with the engine between two turns."""

@@ -39,11 +39,11 @@ class Channel(asyncio.Protocol):
         self._transport = None
         self._on_lost()
 
-    def send(self, kind: Kind, payload: bytes = b"", *, call: int = 0, session: int = 0) -> None:
+    def send(self, kind: Kind, payload: bytes = b"", *, call: int = 0, session: int = 0, began_s: float = 0.0) -> None:
         """Send a frame; one that can no longer arrive is dropped."""
         if self._transport is None:
             return
-        header = header_of(kind, len(payload), call, session, time.perf_counter())
+        header = header_of(kind, len(payload), call, session, time.perf_counter(), began_s)
         if len(payload) <= _JOINED_BYTES:
             self._transport.write(header + payload)
         else:

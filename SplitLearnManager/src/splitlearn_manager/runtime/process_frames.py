@@ -66,15 +66,19 @@ class Frame(NamedTuple):
     payload: bytes
     sent_s: float = 0.0
     """When it was sent, on `time.perf_counter`, which all processes of a machine share; 0 where that is not told."""
+    began_s: float = 0.0
+    """Of an answer to a step: when its turn came, on the same clock; 0 where that is not told."""
 
 
-HEADER = struct.Struct("<QdIIB")
-"""Bytes of the payload, when it was sent, number of the call, number of the session, kind."""
+HEADER = struct.Struct("<QddIIB")
+"""Bytes of the payload, when it was sent, when the turn came, number of the call, number of the session, kind."""
 
 
-def header_of(kind: Kind, num_bytes: int, call: int = 0, session: int = 0, sent_s: float = 0.0) -> bytes:
+def header_of(
+    kind: Kind, num_bytes: int, call: int = 0, session: int = 0, sent_s: float = 0.0, began_s: float = 0.0
+) -> bytes:
     """Return what stands before a payload of so many bytes."""
-    return HEADER.pack(num_bytes, sent_s, call, session, kind)
+    return HEADER.pack(num_bytes, sent_s, began_s, call, session, kind)
 
 
 class FrameReader:
@@ -102,10 +106,10 @@ class FrameReader:
         return frames
 
     def _complete(self) -> Frame:
-        _, sent_s, call, session, kind = HEADER.unpack(self._header)
+        _, sent_s, began_s, call, session, kind = HEADER.unpack(self._header)
         payload = self._pieces[0] if len(self._pieces) == 1 else b"".join(self._pieces)
         self._header, self._pieces, self._missing_bytes = b"", [], HEADER.size
-        return Frame(Kind(kind), call, session, payload, sent_s)
+        return Frame(Kind(kind), call, session, payload, sent_s, began_s)
 
     def _keep(self, rest: bytes) -> None:
         self._missing_bytes -= len(rest)

@@ -15,7 +15,7 @@ from splitlearn_comm.framing.chunks import whole
 from splitlearn_comm.framing.steps import Answer, Inbox, encode_import, encode_step, with_timeout
 from splitlearn_comm.messages import SessionState
 from splitlearn_comm.training import BackwardPass, ReadTraining, Trained, TrainingAction
-from splitlearn_comm.worker import DUE_S
+from splitlearn_comm.worker import DUE_S, note_turn
 from splitlearn_manager.errors import ModelFaultError
 from splitlearn_manager.runtime.figures import EngineReading
 from splitlearn_manager.runtime.measured_host import MeasuredHost
@@ -100,6 +100,7 @@ class ProcessHost(MeasuredHost):
             frame = await self._process.call(Kind.STEP, _encoded(action), session.number)
         else:
             frame = await self._process.call(Kind.FORWARD, payload, session.number)
+        note_turn(frame.began_s)
         if frame.kind is Kind.OUTPUT:
             return unpacked(frame.payload)
         return _answer_of(frame, session).tensor
@@ -108,6 +109,7 @@ class ProcessHost(MeasuredHost):
         """Have the process do a step of training."""
         session = self._session_of(session_id)
         frame = await self._process.call(Kind.STEP, _encoded(action), session.number)
+        note_turn(frame.began_s)
         answer = _answer_of(frame, session)
         if isinstance(action, BackwardPass | ReadTraining):
             return Trained(answer.tensor, answer.gradient_norms, answer.training_state)

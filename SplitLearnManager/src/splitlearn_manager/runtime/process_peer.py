@@ -23,6 +23,7 @@ from splitlearn_comm.messages import Action, Crop, Forward, Reorder, SessionStat
 from splitlearn_comm.server.due import in_time
 from splitlearn_comm.server.faults import told_without_contents
 from splitlearn_comm.training import Trained, TrainingAction
+from splitlearn_comm.worker import TURN, Turn
 from splitlearn_manager.runtime.engine_driver import ASKED_S
 from splitlearn_manager.runtime.measured_host import MeasuredHost
 from splitlearn_manager.runtime.process_channel import Channel
@@ -83,7 +84,8 @@ class HostPeer:
         task.add_done_callback(self._running.discard)
 
     async def _answer(self, frame: Frame) -> None:
-        ASKED_S.set(frame.sent_s)  # of the frame's own task
+        turn = Turn()
+        ASKED_S.set(frame.sent_s), TURN.set(turn)  # of the frame's own task
         try:
             kind, payload = await self._doing[frame.kind](frame)
         except CommError as error:
@@ -92,7 +94,7 @@ class HostPeer:
             told = told_without_contents(error)
             logger.error("failed at %s\n%s", frame.kind.name, told)
             kind, payload = Kind.FAILED, told.encode()
-        self._channel.send(kind, payload, call=frame.call)
+        self._channel.send(kind, payload, call=frame.call, began_s=turn.began_s)
 
     async def _open(self, frame: Frame) -> tuple[Kind, bytes]:
         await self._host.open_session(str(frame.session), frame.payload.decode())
