@@ -196,7 +196,7 @@ class Commands(RuleBasedStateMachine):
         if self.is_settled:
             await settle()
         models = await self.world.manager.list_models()
-        return models, self.world.manager._budget.booked_bytes("cpu"), len(self.world.alive())
+        return models, self.world.manager._keeper._budget.booked_bytes("cpu"), len(self.world.alive())
 
     @invariant()
     def refusals_are_of_our_own_tree(self) -> None:
@@ -229,7 +229,7 @@ class Commands(RuleBasedStateMachine):
         await world.manager.close()
         assert all(model.state in (State.UNLOADED, State.FAILED) for model in await world.manager.list_models())
         assert world.alive() == []
-        assert world.manager._budget.booked_bytes("cpu") == 0
+        assert world.manager._keeper._budget.booked_bytes("cpu") == 0
 
 
 TestCommands = Commands.TestCase

@@ -2,7 +2,7 @@
 
 import os
 from pathlib import Path
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
@@ -10,6 +10,10 @@ from splitlearn.cli.options import Device, DtypeName, Revision, SplitAt, blamed_
 from splitlearn.cli.quiet import set_up_logging
 from splitlearn.cli.security import AllowInsecure, Certificate, ClientCA, Key, TokenPath, check_door, door_tree
 from splitlearn.errors import OptionError, needing
+
+if TYPE_CHECKING:
+    from splitlearn_manager.listening import ListeningServer
+    from splitlearn_manager.settings import ServeSettings
 
 
 def serve(
@@ -77,20 +81,13 @@ def serve(
     if log_level is not None:
         set_up_logging(log_level)
     parse_split_points(split_points), parse_dtype(dtype)
-    with needing(
-        "serving needs SplitLearnManager: pip install splitlearn-core[server] splitlearn-comm[server] "
-        "splitlearn-manager[server]"
-    ):
-        from splitlearn_comm.logs import configure_logging
-        from splitlearn_manager.serving import make_server
-        from splitlearn_manager.settings import read_environment, read_file, settings_from
-    of_one = {
-        "split_points": split_points,
-        "device": device,
-        "dtype": dtype,
-        "attn_implementation": attn_implementation,
-        "revision": revision,
-    }
+    of_one = given(
+        split_points=split_points,
+        device=device,
+        dtype=dtype,
+        attn_implementation=attn_implementation,
+        revision=revision,
+    )
     door = door_tree(
         certificate=tls_certificate,
         key=tls_key,
@@ -101,16 +98,47 @@ def serve(
     server_table = door | given(operators=operator or None, metrics_port=metrics_port)
     flags = given(port=port, host=host, managed=managed, log_level=log_level, log_format=log_format)
     flags |= given(server=server_table or None)
+    settings = settings_of(config, models or [], of_one, flags)
+    run(made_server(settings, attn_implementation))
+
+
+def settings_of(
+    config: Path | None, models: list[str], of_one: dict[str, Any], flags: dict[str, Any]
+) -> "ServeSettings":
+    """Put together what file, environment and command line say, the later before the earlier.
+
+    Args:
+        config: the file; None for none.
+        models: of the command line, each `MODEL` or `NAME=MODEL`.
+        of_one: options of the command line that are about one model.
+        flags: the others, as a file would have them.
+    """
+    with needing(
+        "serving needs SplitLearnManager: pip install splitlearn-core[server] splitlearn-comm[server] "
+        "splitlearn-manager[server]"
+    ):
+        from splitlearn_manager.settings import read_environment, read_file, settings_from
     before = [(str(config), read_file(config))] if config else []
     before.append(("the environment", read_environment(os.environ)))
     has_models = any("models" in tree for _, tree in before)
-    flags |= given(models=model_tables(models or [], given(**of_one), has_models))
-    settings = settings_from(*before, ("the command line", flags))
+    flags |= given(models=model_tables(models, of_one, has_models))
+    return settings_from(*before, ("the command line", flags))
+
+
+def made_server(settings: "ServeSettings", attn_implementation: str | None) -> "ListeningServer":
+    """Set up the log, and make what the settings describe; the option is the one to blame if a library refuses it."""
+    from splitlearn_comm.logs import configure_logging
+    from splitlearn_manager.serving import make_server
+
     set_up_logging(settings.log_level)
     configure_logging(settings.log_level, None if settings.log_format == "auto" else settings.log_format)
     check_door(settings.host, settings.server)
     with blamed_on("--attn-implementation", attn_implementation):
-        server = make_server(settings)
+        return make_server(settings)
+
+
+def run(server: "ListeningServer") -> None:
+    """Serve, and say where, until a signal comes or an operator drains the server."""
 
     def tell() -> None:
         # A program that starts this one waits for this line.
