@@ -56,7 +56,8 @@ def _server_of(page: Path, directory: Path, port: int) -> Iterator[None]:
 @contextmanager
 def _process(page: Path, line: str, port: int, directory: Path) -> Iterator[subprocess.Popen[str]]:
     command = [sys.executable, "-m", "tests.support.pages", str(page), line, str(port)]
-    environment = {**os.environ, "PYTHONPATH": str(ROOT)}
+    path = os.pathsep.join([str(ROOT), *filter(None, [os.environ.get("PYTHONPATH")])])
+    environment = {**os.environ, "PYTHONPATH": path}
     pipe = subprocess.PIPE
     with subprocess.Popen(command, env=environment, cwd=directory, text=True, stdout=pipe, stderr=pipe) as process:
         try:
