@@ -33,7 +33,7 @@ help:
 	@echo "make install-dev  the same, and what the tests and checks need"
 	@echo "make test-quick   the tests that are not marked slow"
 	@echo "make test-oldest  the quick tests on the oldest supported versions, in $(OLDEST)"
-	@echo "make faults       the faults in full counts (minutes)"
+	@echo "make faults       the faults, cycles and all architectures in full counts (minutes)"
 	@echo "make soak         the long runs (up to an hour)"
 	@echo "make coverage     the tests with branch coverage, at least 85 % in each package"
 	@echo "make lint         ruff, mypy, the directions of imports, the generated protobuf code"
@@ -72,7 +72,7 @@ test-quick: install-dev
 	$(PYTEST) $(PARALLEL) -m "not slow and not faults and not soak" $(PYTEST_ARGS)
 
 faults: install-dev
-	$(PYTEST) -m "faults and not soak" --timeout 3600 $(PYTEST_ARGS) || $(NONE_YET)
+	$(PYTEST) -m "(faults or hypothesis) and not soak" --hypothesis-profile others --timeout 3600 $(PYTEST_ARGS)
 
 soak: install-dev
 	$(PYTEST) -m soak --timeout 7200 $(PYTEST_ARGS) || $(NONE_YET)

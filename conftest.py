@@ -8,6 +8,7 @@ import shutil
 import tempfile
 
 import pytest
+from hypothesis import HealthCheck, settings
 
 pytest_plugins = ["tests.support.plugin"]
 
@@ -16,6 +17,12 @@ pytest_plugins = ["tests.support.plugin"]
 os.environ.setdefault("OMP_NUM_THREADS", "1")
 os.environ.setdefault("MKL_NUM_THREADS", "1")
 os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
+
+# Property tests take the same examples in every run, as long as one wants: a suite that fails does so again. `make
+# faults` looks for others (`--hypothesis-profile others`).
+settings.register_profile("suite", deadline=None, derandomize=True, suppress_health_check=[HealthCheck.too_slow])
+settings.register_profile("others", settings.get_profile("suite"), derandomize=False, max_examples=1000)
+settings.load_profile("suite")
 
 # A test that wants a hub takes the stand-in; none may pass by a model that happens to be in someone's cache.
 os.environ["HF_HUB_OFFLINE"] = "1"

@@ -6,6 +6,7 @@ import shutil
 import signal
 import sys
 from pathlib import Path
+from typing import NamedTuple
 
 import pytest
 from typer.testing import CliRunner
@@ -215,21 +216,57 @@ def test_a_revision(fake_hub: Hub, tmp_path: Path) -> None:
         shutil.copytree(builtin_directory(), directory)
         commits.append(publish_gpt2(fake_hub, directory, seed))
     environment = fake_hub.environment()
-    generate = [*SPLITLEARN, "generate", "gpt2", "--max-new-tokens", "8", "--prompt", "import os"]
-    texts = [run_program([*generate, "--revision", commit], environment).stdout for commit in commits]
-    assert texts[0] != texts[1]
+    generate = ["generate", "gpt2", "--max-new-tokens", "8", "--prompt", "import os"]
     serve = [*SPLITLEARN, "serve", "gpt2", "--port", "0", "--log-level", "warning", "--revision", commits[0]]
     with serving_program(serve, environment) as address:
-        generate += ["--trunk", address]
-        same = run_program([*generate, "--revision", commits[0]], environment)
-        assert (same.stdout, same.returncode) == (texts[0], 0), same.stderr
-        other = run_program(generate, environment)
-    assert other.returncode == 1
-    assert other.stderr.startswith("error: the trunk was loaded from another checkpoint: ")
-    assert f"that of gpt2 at commit {commits[1]} is " in other.stderr
-    assert "give both sides the same revision= (splitlearn serve --revision)" in other.stderr
-    shown = run_program([*SPLITLEARN, "demo", "gpt2", "--max-new-tokens", "4", "--revision", commits[0]], environment)
-    assert "identical to the unsplit model: yes" in shown.stdout, shown.stderr
+        old, new, same, other, shown = run_commands(
+            [*generate, "--revision", commits[0]],
+            [*generate, "--revision", commits[1]],
+            [*generate, "--trunk", address, "--revision", commits[0]],
+            [*generate, "--trunk", address],
+            ["demo", "gpt2", "--max-new-tokens", "4", "--revision", commits[0]],
+            environment=environment,
+        )
+    assert old.out != new.out
+    assert (same.out, same.status) == (old.out, 0), same.errors
+    assert other.status == 1
+    error = next(line for line in other.errors.splitlines() if line.startswith("error: "))
+    assert error.startswith("error: the trunk was loaded from another checkpoint: ")
+    assert f"that of gpt2 at commit {commits[1]} is " in error
+    assert "give both sides the same revision= (splitlearn serve --revision)" in error
+    assert "identical to the unsplit model: yes" in shown.out, shown.errors
+
+
+COMMANDS_IN_A_ROW = """
+import contextlib, io, json, sys
+from splitlearn.cli import main
+ends = []
+for arguments in json.loads(sys.argv[1]):
+    sys.argv = ["splitlearn", *arguments]
+    with contextlib.redirect_stdout(io.StringIO()) as out, contextlib.redirect_stderr(io.StringIO()) as errors:
+        try:
+            main()
+            status = 0
+        except SystemExit as end:
+            status = end.code or 0
+    ends.append([status, out.getvalue(), errors.getvalue()])
+print(json.dumps(ends))
+"""
+
+
+class Ended(NamedTuple):
+    """How a command ended."""
+
+    status: int
+    out: str
+    errors: str
+
+
+def run_commands(*commands: list[str], environment: dict[str, str]) -> list[Ended]:
+    """Run commands one after the other in one process, which imports everything once."""
+    result = run_program(["-c", COMMANDS_IN_A_ROW, json.dumps(commands)], environment)
+    assert result.returncode == 0, result.stderr
+    return [Ended(*end) for end in json.loads(result.stdout)]
 
 
 def publish_gpt2(hub: Hub, directory: Path, seed: int) -> str:

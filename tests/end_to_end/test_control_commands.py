@@ -17,7 +17,7 @@ from splitlearn_comm.quickstart import Client
 from splitlearn_comm.testing.waiting import eventually
 from splitlearn_manager import ManagedServer, ServerConfig
 from tests.support.models import save_gpt2
-from tests.support.programs import LISTENING, ROOT, run_program
+from tests.support.programs import LISTENING, ROOT
 
 torch.set_num_threads(1)
 SPLITLEARN = ["-m", "splitlearn"]
@@ -179,6 +179,7 @@ def test_a_configuration_that_is_of_no_use(
         (["serve", "builtin", "builtin"], "the command line: two models are builtin version 1"),
         (["serve", "a=builtin", "--in-process", "b=builtin"], "a server that is not managed holds one model; got 2"),
         (["serve", "--operator", "ops"], "operators are known by their tokens or certificates"),
+        (["serve", "--log-format", "xml"], "the command line: log_format must be one of auto, json, text; got 'xml'"),
         (["status", "localhost"], "a server's address is host:port, such as localhost:50051; got 'localhost'"),
         (["status", "127.0.0.1:1"], "nothing listens at 127.0.0.1:1"),
         (["load", "127.0.0.1:1", "m", "--dtype", "float12"], "--dtype takes float32, bfloat16, float16"),
@@ -193,11 +194,11 @@ def test_what_an_operator_can_mend(
     assert words in line
 
 
-@pytest.mark.slow
-def test_a_port_in_use_is_said_before_models_are_loaded(model: str) -> None:
+def test_a_port_in_use_is_said_before_models_are_loaded(
+    model: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
     with ManagedServer(model, port=0) as server:
         port = server.address.rpartition(":")[2]
-        result = run_program([*SPLITLEARN, "serve", "a=builtin", "b=builtin", "--port", port])
-    assert result.returncode == 1
-    (line,) = [line for line in result.stderr.splitlines() if line.startswith("error")]
+        assert run(monkeypatch, "serve", "a=builtin", "b=builtin", "--port", port) == 1
+    (line,) = [line for line in capsys.readouterr().err.splitlines() if line.startswith("error")]
     assert line.startswith(f"error: cannot listen on 127.0.0.1:{port}")

@@ -79,7 +79,7 @@ def kills(count: int, expected: torch.Tensor) -> None:
 
 @pytest.mark.slow
 def test_a_server_killed_in_the_middle_of_a_generation(expected: torch.Tensor) -> None:
-    kills(3, expected)
+    kills(2, expected)
 
 
 @pytest.mark.faults

@@ -35,10 +35,3 @@ def test_where_nobody_looks_the_log_is_json_unless_told(tmp_path: Path, options:
     assert (told["session"], told["step"], told["level"]) == (session.session_id, 1, "info")
     assert told["request"] in told["message"]
     assert [json.loads(line)["logger"] for line in log.splitlines()]
-
-
-def test_a_format_that_there_is_not_is_said() -> None:
-    command = [sys.executable, "-m", "splitlearn", "serve", "--port", "0", "--log-format", "xml"]
-    ran = subprocess.run(command, capture_output=True, text=True, timeout=60, check=False)
-    assert ran.returncode == 1
-    assert ran.stderr == "error: the command line: log_format must be one of auto, json, text; got 'xml'\n"

@@ -1,7 +1,9 @@
 """The families that must pass everything, and small split models of them."""
 
-from typing import NamedTuple
+from collections.abc import Iterable
+from typing import Any, NamedTuple
 
+import pytest
 import torch
 from transformers import CONFIG_MAPPING, PreTrainedModel
 
@@ -17,6 +19,19 @@ FAMILIES = (
 )  # fmt: skip
 
 POINTS = SplitPoints(2, 4)
+
+
+def swept(model_types: Iterable[str], first: int = 0) -> list[Any]:
+    """Parameters for a test of all model types: every tenth in each run of the suite, the others in `make faults`.
+
+    Args:
+        model_types: what the test takes; sorted, so that a family's relatives are not in one tenth.
+        first: which of the first ten the tenth begins with; tests that begin elsewhere see other types.
+    """
+    return [
+        pytest.param(model_type, marks=[] if number % 10 == first else [pytest.mark.faults])
+        for number, model_type in enumerate(sorted(model_types))
+    ]
 
 
 class Split(NamedTuple):

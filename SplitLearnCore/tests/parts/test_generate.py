@@ -9,7 +9,7 @@ from transformers.generation.streamers import BaseStreamer
 
 from splitlearn_core import UnsupportedOptionError
 from splitlearn_core.split.support import support_rows
-from tests.support.families import FAMILIES, Split, padded_prompt, tiny_split
+from tests.support.families import FAMILIES, Split, padded_prompt, swept, tiny_split
 
 WAYS: dict[str, dict[str, Any]] = {
     "greedy": {"do_sample": False},
@@ -43,7 +43,7 @@ def vocab_size(split: Split) -> int:
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("model_type", OTHERS)
+@pytest.mark.parametrize("model_type", swept(OTHERS, first=3))
 def test_tokens_of_all_that_is_supported_are_those_of_the_unsplit_model(model_type: str) -> None:
     split = tiny_split(model_type)
     padded = padded_prompt(vocab_size(split))

@@ -26,7 +26,7 @@ from splitlearn_core.split.parity import check_parity
 from splitlearn_core.split.refusals import REASONS
 from splitlearn_core.split.support import check_supported, measured_with, support_rows
 from splitlearn_core.split.tiny import tiny_config, tiny_model
-from tests.support.families import FAMILIES
+from tests.support.families import FAMILIES, swept
 
 ROOT = Path(__file__).parents[3]
 ROWS = {row.model_type: row for row in support_rows()}
@@ -63,7 +63,7 @@ class TestTable:
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("model_type", OTHERS)
+@pytest.mark.parametrize("model_type", swept(OTHERS))
 def test_the_rest_of_the_table_still_holds(model_type: str) -> None:
     architecture = causal_classes(CONFIG_MAPPING[model_type])[0]
     parity = check_parity(tiny_model(architecture, tiny_config(model_type)), (2, 4))

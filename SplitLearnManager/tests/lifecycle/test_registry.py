@@ -185,10 +185,11 @@ class Held(NamedTuple):
 
 
 @pytest.mark.timeout(900)
+@pytest.mark.parametrize("num_loads", [6, pytest.param(20, marks=pytest.mark.faults)])
 def test_after_many_cycles_nothing_is_left(
-    checkpoints: Checkpoints, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    checkpoints: Checkpoints, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, num_loads: int
 ) -> None:
-    """20 loads, two at a time; every fifth fails."""
+    """Loads, two at a time; every fifth fails."""
     monkeypatch.setattr("tempfile.tempdir", str(tmp_path))
     hidden_BTH = hidden(2)
     wanted = expected(checkpoints.first, hidden_BTH)
@@ -209,14 +210,14 @@ def test_after_many_cycles_nothing_is_left(
     async def run() -> None:
         async with ModelManager(LifecycleConfig(memory_bytes={"cpu": 10_000_000})) as manager:
             held: list[Held] = []
-            for number in range(0, 20, 2):
+            for number in range(0, num_loads, 2):
                 await asyncio.gather(cycle(manager, number), cycle(manager, number + 1))
                 gc.collect()
                 held.append(Held.now(tmp_path))
                 resident.append(psutil.Process().memory_info().rss)
-            assert held[-1] == held[1], held
+            assert held[-1] == held[1 if num_loads > 6 else 0], held
             assert held[-1].num_children == 0
             assert held[-1].files == []
 
     asyncio.run(run())
-    assert resident[-1] < resident[2] * 1.02 + (1 << 20), resident
+    assert resident[-1] < resident[min(2, len(resident) // 2)] * 1.02 + (1 << 20), resident
