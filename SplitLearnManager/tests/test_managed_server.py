@@ -98,7 +98,7 @@ def test_a_server_may_be_started_again(model: str) -> None:
 
 
 def test_an_idle_session_expires(model: str) -> None:
-    config = ServerConfig(idle_session_timeout_s=0.2)
+    config = ServerConfig(idle_session_timeout_s=1.0)
     with ManagedServer(model, port=0, config=config) as server, Client(server.address) as client:
         session = client.session()
         session.step(HIDDEN_BTH)
@@ -141,8 +141,8 @@ def test_a_revision_is_served_and_its_commit_said(fake_hub: Hub, tmp_path: Path)
 SERVE = """
 import logging, sys, torch
 torch.set_num_threads(1)
-from splitlearn_manager.quickstart import ManagedServer
-server = ManagedServer(sys.argv[1], port=0)
+from splitlearn_manager import ManagedServer, ServerConfig
+server = ManagedServer(sys.argv[1], port=0, config=ServerConfig(drain_timeout_s=1.0))
 server.start(on_ready=lambda: print(server.address, flush=True))
 print("stopped", flush=True)
 """

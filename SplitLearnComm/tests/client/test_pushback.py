@@ -129,7 +129,7 @@ def first_refusal(attempt: Callable[[torch.Tensor], object]) -> ResourceExhauste
     ("options", "limits"),
     [
         pytest.param({"retry": ONCE}, ClientLimits(requests_per_s=1), id="no attempts"),
-        pytest.param({"timeout_s": 0.15}, ClientLimits(requests_per_s=1), id="no time"),
+        pytest.param({"timeout_s": 0.9}, ClientLimits(requests_per_s=0.5), id="no time"),
     ],
 )
 def test_it_is_refused_at_once_where_waiting_is_not_wanted_or_too_long(
@@ -140,8 +140,8 @@ def test_it_is_refused_at_once_where_waiting_is_not_wanted_or_too_long(
         with GRPCComputeClient(server.address, **options) as client, client.session() as session:
             began_s = time.monotonic()
             for attempt in (client.compute, session.step):
-                assert "more requests than 1 a second" in str(first_refusal(attempt))
-            assert time.monotonic() - began_s < 5.0
+                assert f"more requests than {limits.requests_per_s:g} a second" in str(first_refusal(attempt))
+            assert time.monotonic() - began_s < 20.0
         with GRPCComputeClient(server.address) as client:
             client.compute(TOKEN)
 

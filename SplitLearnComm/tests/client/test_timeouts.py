@@ -19,6 +19,7 @@ from splitlearn_comm.testing import DroppingPeer, RunningSumHost, SlowFunction
 from splitlearn_comm.training import BackwardPass, ForwardPass, Update
 
 TOKEN = torch.ones(1, 1, 4)
+PATIENT = Timeouts(connect_s=60, step_s=60)
 
 
 def attempts(address: str, options: ClientOptions, timeout_s: float | None = None) -> dict[str, str]:
@@ -62,10 +63,14 @@ def seconds_in(error: DeadlineExceededError) -> str:
 @pytest.mark.parametrize(
     ("options", "timeout_s", "outcomes"),
     [
-        ({"timeout_s": 0.21}, None, {"compute": "0.21", "step": "0.21"}),
+        ({"timeout_s": 0.21, "timeouts": Timeouts(connect_s=60)}, None, {"compute": "0.21", "step": "0.21"}),
         ({"timeouts": Timeouts(compute_s=0.22)}, None, {"compute": "0.22", "step": "answered"}),
         ({"timeouts": Timeouts(step_s=0.23)}, None, {"compute": "answered", "step": "0.23"}),
-        ({"timeout_s": 0.24, "timeouts": Timeouts(step_s=60)}, None, {"compute": "0.24", "step": "answered"}),
+        (
+            {"timeout_s": 0.24, "timeouts": Timeouts(connect_s=60, step_s=60)},
+            None,
+            {"compute": "0.24", "step": "answered"},
+        ),
         ({"timeouts": Timeouts(compute_s=60, step_s=60)}, 0.25, {"compute": "0.25", "step": "0.25"}),
         ({"timeouts": Timeouts(compute_s=0.1, step_s=0.1)}, 60.0, {"compute": "answered", "step": "answered"}),
     ],

@@ -166,7 +166,7 @@ class FailingObserver(Observer):
 
 
 def test_an_observer_that_fails_disturbs_nobody() -> None:
-    host, config = RunningSumHost(), GRPCServerConfig(idle_session_timeout_s=0.1)
+    host, config = RunningSumHost(), GRPCServerConfig(idle_session_timeout_s=1.0)
     server = GRPCComputeServer(host, port=0, config=config, observer=FailingObserver())
     with server as running, Client(running.address) as client:
         for _ in range(2):  # the second expires too: who looks after them is still there
@@ -177,7 +177,7 @@ def test_an_observer_that_fails_disturbs_nobody() -> None:
 
 
 def test_one_host_that_is_slow_to_close_holds_up_no_other_session() -> None:
-    host, config = Slow(closes=True), GRPCServerConfig(idle_session_timeout_s=0.1)
+    host, config = Slow(closes=True), GRPCServerConfig(idle_session_timeout_s=0.7)
     with GRPCComputeServer(host, port=0, config=config) as server, Client(server.address) as client:
         sessions = [client.session()]
         assert host.asked.wait(60)

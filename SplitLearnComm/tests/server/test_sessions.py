@@ -196,13 +196,13 @@ def test_a_step_that_runs_while_its_connection_breaks_is_done_once() -> None:
 
 def test_an_idle_session_ends_and_its_cache_with_it() -> None:
     host = RunningSumHost()
-    config = GRPCServerConfig(idle_session_timeout_s=0.2)
+    config = GRPCServerConfig(idle_session_timeout_s=1.0)
     with GRPCComputeServer(host, port=0, config=config) as server, Client(server.address) as client:
         session = client.session()
         session.step(torch.ones(1, 2, 4))
         eventually(lambda: server.statistics().sessions_expired == 1)
         assert (host.num_sessions, server.statistics().sessions_open) == (0, 0)
-        with pytest.raises(SessionNotFoundError, match=r"expired .* limit is 0.2 s .* open a new session") as caught:
+        with pytest.raises(SessionNotFoundError, match=r"expired .* limit is 1 s .* open a new session") as caught:
             session.step(torch.ones(1, 1, 4))
         assert caught.value.code is grpc.StatusCode.NOT_FOUND
         session.close()
