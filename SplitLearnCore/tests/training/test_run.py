@@ -11,7 +11,7 @@ from torch import nn
 from splitlearn_core import LocalTrunk, TrainingError
 from splitlearn_core.errors import AdapterError, StaleGradientError
 from splitlearn_core.training import trunk_trainer
-from splitlearn_core.training.port import TrunkTrainingSpec
+from splitlearn_core.training.port import ParameterGroup, TrunkTrainingSpec
 from splitlearn_core.training.seeding import DropoutSeed
 from splitlearn_core.training.trunk_trainer import TrunkTrainer
 from tests.support.families import Split, tiny_split
@@ -204,6 +204,46 @@ def test_an_unscaled_gradient_is_the_plain_one() -> None:
     ours, theirs = (run.passes.training.read_state() for run in runs)
     for name, tensor in ours.items():
         torch.testing.assert_close(theirs[name], tensor)
+
+
+HELD = "model.layers.2.self_attn.q_proj"
+VALUES = {f"{HELD}.lora_A.default.weight": torch.ones(2, 32), f"{HELD}.lora_B.default.weight": torch.ones(32, 2)}
+
+
+@pytest.mark.parametrize(
+    ("fields", "values", "told"),
+    [
+        ({"megatron_config": {}, "megatron_core": "os"}, VALUES, "got megatron_config, megatron_core"),
+        ({"target_modules": "q_proj"}, VALUES, "expected target_modules by name"),
+        ({"r": 2**40}, VALUES, "expected ranks from 1 to 32"),
+        ({"rank_pattern": {"q_proj": 2**40}}, VALUES, "expected ranks from 1 to 32"),
+        ({"r": -1}, VALUES, "expected ranks from 1 to 32"),
+        ({"r": 2}, {}, "expected ranks from 1 to 0"),
+        ({"target_modules": ["model.layers.5.mlp.up_proj"]}, VALUES, "which this part does not hold"),
+        ({"r": 3}, VALUES, r"lora_A.default.weight \[3, 32\]; got \[2, 32\]"),
+    ],
+)
+def test_an_adapter_from_elsewhere_is_looked_at(
+    fields: dict[str, object], values: dict[str, torch.Tensor], told: str
+) -> None:
+    spec = TrunkTrainingSpec(lora={"r": 2, "target_modules": [HELD], **fields}, tensors=values, optimizer="sgd")
+    with pytest.raises(AdapterError, match=told):
+        TrunkTrainer(tiny_split("llama").trunk, spec)
+
+
+@pytest.mark.parametrize(
+    ("optimizer", "group", "told"),
+    [
+        ("os.system", ParameterGroup(names=tuple(VALUES), options={"lr": 0.1}), "no optimizer 'os.system'"),
+        ("sgd", ParameterGroup(names=tuple(VALUES), options={"lr": "fast"}), "SGD: "),
+        ("sgd", ParameterGroup(names=("x",), options={"lr": 0.1}), "no parameter of the trunk .* name x"),
+    ],
+)
+def test_an_optimizer_from_elsewhere_is_looked_at(optimizer: str, group: ParameterGroup, told: str) -> None:
+    lora = {"r": 2, "target_modules": [HELD]}
+    spec = TrunkTrainingSpec(lora=lora, tensors=VALUES, optimizer=optimizer, groups=[group])
+    with pytest.raises(TrainingError, match=told):
+        TrunkTrainer(tiny_split("llama").trunk, spec)
 
 
 def test_it_stays_out_of_what_is_saved() -> None:

@@ -28,6 +28,8 @@ ADAPTER_NAME = "default"
 """What `peft` calls an adapter that was given no name."""
 NEEDING_WEIGHTS = ("corda", "eva", "loftq", "lora_ga", "olora", "pissa")
 """First values that are computed from the base weights, which the client does not hold."""
+LORA_FIELDS = ("r", "lora_alpha", "lora_dropout", "use_rslora", "fan_in_fan_out", "rank_pattern", "alpha_pattern")
+"""What of a `LoraConfig` a trunk is told, beside its targets."""
 NOT_THERE = {"use_dora": False, "bias": "none", "modules_to_save": None, "trainable_token_indices": None}
 """Options that a split model does not take, with what stands for none of it."""
 PREFIX = "base_model.model."
@@ -52,6 +54,13 @@ class Adapter:
         begins = tuple(f"{name}." for name in kept)
         tensors = {name: tensor for name, tensor in self.tensors.items() if name.startswith(begins)}
         return Adapter(config=self.config, modules=kept, tensors=tensors)
+
+    def described(self, names: Iterable[str]) -> dict[str, Any]:
+        """Return, as `adapter_of` takes it, what of it has parameters of these names."""
+        named = set(names)
+        modules = [m for m in self.modules if any(name.startswith(f"{m}.") for name in named)]
+        fields = fields_of(self.config)
+        return {**{name: fields[name] for name in LORA_FIELDS}, "target_modules": modules}
 
 
 def draw_adapter(
@@ -111,6 +120,10 @@ def put_into(model: CutModel, adapter: Adapter) -> dict[str, nn.Parameter]:
     with torch.random.fork_rng(devices=[]):
         inject_adapter_in_model(naming(adapter.config, adapter.modules), model, ADAPTER_NAME)
     put_in = {name: p for name, p in model.named_parameters() if name in adapter.tensors}
+    for name, parameter in put_in.items():
+        if parameter.shape != adapter.tensors[name].shape:
+            came = list(adapter.tensors[name].shape)
+            raise AdapterError(f"expected {name} {list(parameter.shape)}; got {came}")
     # peft freezes whatever is no adapter; what trains beside one is not its business.
     for name, parameter in model.named_parameters():
         if name not in put_in:
@@ -122,10 +135,29 @@ def put_into(model: CutModel, adapter: Adapter) -> dict[str, nn.Parameter]:
 
 
 def adapter_of(fields: Mapping[str, Any], tensors: Mapping[str, torch.Tensor]) -> Adapter:
-    """Return the adapter that another process described; its targets are named one by one."""
-    config = LoraConfig(**fields)
-    assert isinstance(config.target_modules, (set, list))
-    return Adapter(config=config, modules=tuple(config.target_modules), tensors=dict(tensors))
+    """Return the adapter that another process described; its targets are named one by one.
+
+    Raises:
+        AdapterError: it says more than an adapter may, names no targets, or has other ranks than its values.
+    """
+    # By name, and not what a LoraConfig takes: among that are names of modules to import.
+    unknown = sorted(set(fields) - {*LORA_FIELDS, "target_modules"})
+    modules = fields.get("target_modules")
+    if unknown or not isinstance(modules, list) or not all(isinstance(name, str) for name in modules):
+        raise AdapterError(f"expected target_modules by name and {', '.join(LORA_FIELDS)}; got {', '.join(unknown)}")
+    patterns = [fields.get("rank_pattern") or {}, fields.get("alpha_pattern") or {}]
+    if not all(isinstance(pattern, dict) for pattern in patterns):
+        raise AdapterError("expected patterns as objects of names and numbers")
+    ranks = [fields.get("r", 8), *patterns[0].values()]
+    largest = max((max(tensor.shape, default=0) for tensor in tensors.values()), default=0)
+    if not all(isinstance(rank, int) and 0 < rank <= largest for rank in ranks):
+        # Before memory is allocated for it.
+        raise AdapterError(f"expected ranks from 1 to {largest}, the largest extent of its values; got {ranks}")
+    try:
+        config = LoraConfig(**fields)
+    except (TypeError, ValueError) as error:
+        raise AdapterError(f"no adapter: {error}") from error
+    return Adapter(config=config, modules=tuple(modules), tensors=dict(tensors))
 
 
 def check_lora(lora: LoraConfig) -> None:

@@ -6,7 +6,7 @@ from collections.abc import Callable, Iterable, Mapping
 from typing import Any
 
 import torch
-from torch import optim
+from torch import nn, optim
 
 from splitlearn_core.errors import TrainingError
 from splitlearn_core.training.proxies import GradientProxies
@@ -32,6 +32,18 @@ def optimizer_class(name: str) -> type[optim.Optimizer]:
         names = ", ".join(each.__name__ for each in known.values())
         raise TrainingError(f"there is no optimizer {name!r} for a split model; there are {names}")
     return known[name.lower()]
+
+
+def defaults_of(base: type[optim.Optimizer], options: Mapping[str, Any]) -> dict[str, Any]:
+    """Return all options of an optimizer's group: those given, and the class's own for the others.
+
+    Raises:
+        TrainingError: the class does not take one of them.
+    """
+    try:
+        return dict(base([nn.Parameter(torch.zeros(1))], **options).defaults)
+    except (TypeError, ValueError) as error:
+        raise TrainingError(f"{base.__name__}: {error}") from error
 
 
 def make_optimizer(

@@ -14,7 +14,7 @@ from splitlearn_core.errors import TrainingError
 from splitlearn_core.training.checkpoint import load_checkpoint, save_adapter, save_checkpoint
 from splitlearn_core.training.crossing import TrunkPasses
 from splitlearn_core.training.names import PARTS, Ownership, ownership
-from splitlearn_core.training.optimizers import make_optimizer, optimizer_class, said_of
+from splitlearn_core.training.optimizers import defaults_of, make_optimizer, optimizer_class, said_of
 from splitlearn_core.training.port import ParameterGroup, TrunkTrainingSpec
 from splitlearn_core.training.proxies import GradientProxies
 from splitlearn_core.training.skeleton import model_without_storage
@@ -25,9 +25,6 @@ if TYPE_CHECKING:
     from splitlearn_core.parts.client import SplitModel
     from splitlearn_core.parts.port import TrunkPort
     from splitlearn_core.training.adapters import Adapter
-
-LORA_FIELDS = ("r", "lora_alpha", "lora_dropout", "use_rslora", "fan_in_fan_out", "rank_pattern", "alpha_pattern")
-"""What of a `LoraConfig` a trunk is told, beside its targets."""
 
 
 class Trainable(NamedTuple):
@@ -193,18 +190,6 @@ def in_order_of_the_whole(model: SplitModel, proxies: GradientProxies, trainable
     return [p for p in model.parameters() if id(p) in wanted]
 
 
-def defaults_of(base: type[optim.Optimizer], options: Mapping[str, Any]) -> dict[str, Any]:
-    """Return all options of an optimizer's group: those given, and the class's own for the others.
-
-    Raises:
-        TrainingError: the class does not take one of them.
-    """
-    try:
-        return dict(base([nn.Parameter(torch.zeros(1))], **options).defaults)
-    except (TypeError, ValueError) as error:
-        raise TrainingError(f"{base.__name__}: {error}") from error
-
-
 def trunk_spec(
     trainable: Trainable, base: type[optim.Optimizer], options: Mapping[str, Any], *, recompute: bool
 ) -> TrunkTrainingSpec:
@@ -215,7 +200,5 @@ def trunk_spec(
     if trainable.adapter is None:
         return TrunkTrainingSpec(full=True, optimizer=base.__name__, groups=groups, recompute=recompute)
     tensors = {name: tensor for name, tensor in trainable.adapter.tensors.items() if name in trainable.far}
-    modules = [m for m in trainable.adapter.modules if any(name.startswith(f"{m}.") for name in tensors)]
-    fields = trainable.adapter.config.to_dict()  # type: ignore[no-untyped-call]
-    lora = {**{name: fields[name] for name in LORA_FIELDS}, "target_modules": modules}
+    lora = trainable.adapter.described(tensors)
     return TrunkTrainingSpec(lora=lora, tensors=tensors, optimizer=base.__name__, groups=groups, recompute=recompute)

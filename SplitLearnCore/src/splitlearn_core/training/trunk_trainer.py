@@ -12,7 +12,7 @@ from torch import nn
 
 from splitlearn_core.errors import PassExpiredError, StaleGradientError, TrainingError
 from splitlearn_core.parts.trunk import Trunk
-from splitlearn_core.training.optimizers import optimizer_class
+from splitlearn_core.training.optimizers import defaults_of, optimizer_class
 from splitlearn_core.training.port import BackwardResult, TrunkTraining, TrunkTrainingSpec
 from splitlearn_core.training.seeding import DropoutSeed, Seeding, seed_layers
 
@@ -72,7 +72,11 @@ class TrunkTrainer(TrunkTraining):
         groups = [
             {**group.options, "params": [self.trainable[name] for name in group.names]} for group in self._spec.groups
         ]
-        made: torch.optim.Optimizer = optimizer_class(self._spec.optimizer)(groups)  # type: ignore[call-arg]
+        kind = optimizer_class(self._spec.optimizer)
+        for group in self._spec.groups:
+            # Of a group torch looks at nothing itself.
+            defaults_of(kind, group.options)
+        made: torch.optim.Optimizer = kind(groups)  # type: ignore[call-arg]
         return made
 
     def forward(
@@ -162,7 +166,9 @@ class TrunkTrainer(TrunkTraining):
             raise TrainingError(f"expected options of {len(self._spec.groups)} groups; got {len(options)}")
         self._prepare(accumulate=True, scale=scale)
         for group, now in zip(self._optimizer.param_groups, options, strict=True):
-            group.update({name: value for name, value in now.items() if name in group and name != "params"})
+            known = {name: value for name, value in now.items() if name in self._optimizer.defaults}
+            defaults_of(type(self._optimizer), known)
+            group.update(known)
         self._optimizer.step()
         self.update_id = update_id
 
@@ -224,6 +230,6 @@ def with_adapter(trunk: Trunk, lora: Mapping[str, Any], tensors: Mapping[str, to
     """Put an adapter that a client drew into a trunk, in place; return its parameters by name."""
     try:
         from splitlearn_core.training import adapters
-    except ImportError:
-        raise
+    except ImportError as error:
+        raise ImportError("this process trains no adapter: pip install 'splitlearn-core[train]'") from error
     return adapters.put_into(trunk, adapters.adapter_of(lora, tensors))
