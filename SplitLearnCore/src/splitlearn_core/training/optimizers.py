@@ -1,6 +1,7 @@
 """Optimizers by name, and the one at the client, whose `step()` steps both sides."""
 
 import functools
+import inspect
 import math
 from collections.abc import Callable, Iterable, Mapping
 from typing import Any
@@ -44,6 +45,16 @@ def defaults_of(base: type[optim.Optimizer], options: Mapping[str, Any]) -> dict
         return dict(base([nn.Parameter(torch.zeros(1))], **options).defaults)
     except (TypeError, ValueError) as error:
         raise TrainingError(f"{base.__name__}: {error}") from error
+
+
+def check_options(base: type[optim.Optimizer], options: Mapping[str, Any]) -> None:
+    """Look at the options of a group as the class looks at its own: of groups torch looks at nothing itself.
+
+    Raises:
+        TrainingError: a value that the class does not take.
+    """
+    taken = inspect.signature(base).parameters
+    defaults_of(base, {name: value for name, value in options.items() if name in taken and name != "params"})
 
 
 def make_optimizer(

@@ -12,7 +12,7 @@ from torch import nn
 
 from splitlearn_core.errors import PassExpiredError, StaleGradientError, TrainingError
 from splitlearn_core.parts.trunk import Trunk
-from splitlearn_core.training.optimizers import defaults_of, optimizer_class
+from splitlearn_core.training.optimizers import check_options, optimizer_class
 from splitlearn_core.training.port import BackwardResult, TrunkTraining, TrunkTrainingSpec
 from splitlearn_core.training.seeding import DropoutSeed, Seeding, seed_layers
 
@@ -74,8 +74,7 @@ class TrunkTrainer(TrunkTraining):
         ]
         kind = optimizer_class(self._spec.optimizer)
         for group in self._spec.groups:
-            # Of a group torch looks at nothing itself.
-            defaults_of(kind, group.options)
+            check_options(kind, group.options)
         made: torch.optim.Optimizer = kind(groups)  # type: ignore[call-arg]
         return made
 
@@ -167,7 +166,7 @@ class TrunkTrainer(TrunkTraining):
         self._prepare(accumulate=True, scale=scale)
         for group, now in zip(self._optimizer.param_groups, options, strict=True):
             known = {name: value for name, value in now.items() if name in self._optimizer.defaults}
-            defaults_of(type(self._optimizer), known)
+            check_options(type(self._optimizer), known)
             group.update(known)
         self._optimizer.step()
         self.update_id = update_id
