@@ -55,7 +55,7 @@ def test_hidden_states_are_converted_there_and_back() -> None:
 
 def test_a_training_forward_is_refused_before_anything_is_sent() -> None:
     with remote(tiny_trunk()) as (port, server):
-        with pytest.raises(UnsupportedOptionError, match=r"model\.eval\(\)"):
+        with pytest.raises(UnsupportedOptionError, match="only a forward in train mode has a backward"):
             port.compute(random_hidden(1, 2).requires_grad_(), training=True)
         assert server.statistics().computes == 0
 
@@ -105,14 +105,14 @@ def test_a_backward_through_the_wire_is_refused_and_not_forgotten() -> None:
     with remote(tiny_trunk()) as (port, _):
         for step in (port.compute, port.open_session().step):
             output = step(random_hidden(1, 2).requires_grad_())
-            with pytest.raises(UnsupportedOptionError, match="no gradient crosses the wire"):
+            with pytest.raises(UnsupportedOptionError, match="only a forward in train mode has a backward"):
                 output.sum().backward()
 
 
 def test_a_training_step_of_a_session_is_refused_before_anything_is_sent() -> None:
     with remote(tiny_trunk()) as (port, server):
         session = port.open_session()
-        with pytest.raises(UnsupportedOptionError, match=r"model\.eval\(\)"):
+        with pytest.raises(UnsupportedOptionError, match="only a forward in train mode has a backward"):
             session.step(random_hidden(1, 2), training=True)
         assert server.statistics().steps == 0
 
