@@ -151,9 +151,7 @@ def test_what_was_read_goes_on_elsewhere() -> None:
     run = split.client.start_training(lora=adapter(), lr=0.1)
     fit(split.client, run.optimizer)
     state, update_id = run.passes.training.read_state(), run.update_id
-    far = LocalTrunk(other.trunk).start_training(
-        TrunkTrainingSpec(**run.passes.training._spec.__dict__)  # type: ignore[attr-defined]
-    )
+    far = LocalTrunk(other.trunk).start_training(run.spec)
     far.write_state(state, update_id)
     gradient = torch.ones(1, 3, split.trunk.hidden_size)
     for training in (run.passes.training, far):

@@ -61,11 +61,7 @@ class TrunkPasses:
         return left_BTH.to(hidden_BTH.dtype)
 
     def update(self, options: list[dict[str, Any]]) -> None:
-        """Do one step of the trunk's optimizer.
-
-        Raises:
-            TrainingError: nothing was backward since the last.
-        """
+        """Do one step of the trunk's optimizer, if there are gradients, as every optimizer of torch does."""
         if self.proxies.is_clear:
             return
         self.training.update(self.update_id + 1, options, self.proxies.scale())

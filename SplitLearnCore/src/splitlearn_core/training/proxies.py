@@ -25,7 +25,7 @@ class GradientProxies:
     """Stand-ins for the trainable parameters of a trunk.
 
     Args:
-        shapes: dtype of each parameter by its name in the whole model.
+        dtypes: dtype of each parameter by its name in the whole model.
         device: where the client's own parameters are.
     """
 

@@ -146,8 +146,8 @@ def choose(model: SplitModel, parts: frozenset[str], lora: LoraConfig | None) ->
         return choose_all(model, parts, owners)
     try:
         from splitlearn_core.training import adapters
-    except ImportError:
-        raise
+    except ImportError as error:
+        raise ImportError("lora= needs peft: pip install 'splitlearn-core[train]'") from error
     within = None if parts == set(PARTS) else modules_of(model, parts, owners)
     adapter = adapters.draw_adapter(model.architecture, model.config, lora, model.trunk.info.dtype, within)
     model.requires_grad_(False)

@@ -89,16 +89,18 @@ class TrunkTrainer(TrunkTraining):
         has_backward: bool = True,
     ) -> torch.Tensor:
         """Run the layers in train mode and keep what the backward needs."""
-        entered_BTH = hidden_BTH.detach().requires_grad_()
-        kept = Pass(entered_BTH, None, (attention_mask, position_ids), dropout, self.update_id)
+        device = self.trunk.device
+        entered_BTH = hidden_BTH.detach().to(device).requires_grad_()
+        mask, positions = (t if t is None else t.to(device) for t in (attention_mask, position_ids))
+        kept = Pass(entered_BTH, None, (mask, positions), dropout, self.update_id)
         left_BTH = self._run(kept, with_graph=has_backward and not self._spec.recompute)
         if not has_backward:
-            return left_BTH
+            return left_BTH.detach().to(hidden_BTH.device)
         self._passes[pass_id] = kept if self._spec.recompute else kept._replace(left_BTH=left_BTH)
         self._newest_pass = max(self._newest_pass, pass_id)
         while len(self._passes) > MAX_PASSES:
             del self._passes[next(iter(self._passes))]
-        return left_BTH.detach()
+        return left_BTH.detach().to(hidden_BTH.device)
 
     def _run(self, kept: Pass, *, with_graph: bool) -> torch.Tensor:
         self.trunk.train()
@@ -138,15 +140,16 @@ class TrunkTrainer(TrunkTraining):
         left_BTH = kept.left_BTH if kept.left_BTH is not None else self._run(kept, with_graph=True)
         wanted = [*self.trainable.values(), *([kept.entered_BTH] if wants_input_gradient else [])]
         if wanted:
-            torch.autograd.backward(left_BTH, gradient_BTH, inputs=wanted)
-        return BackwardResult(kept.entered_BTH.grad, self._norms())
+            torch.autograd.backward(left_BTH, gradient_BTH.to(left_BTH.device), inputs=wanted)
+        entered = kept.entered_BTH.grad
+        return BackwardResult(None if entered is None else entered.to(gradient_BTH.device), self._norms())
 
     def _prepare(self, accumulate: bool, scale: torch.Tensor | None) -> None:
         for parameter in self.trainable.values():
             if not accumulate:
                 parameter.grad = None
             elif parameter.grad is not None and scale is not None:
-                parameter.grad.mul_(scale)
+                parameter.grad.mul_(scale.to(parameter.device))
 
     def _norms(self) -> torch.Tensor:
         norms = [
@@ -196,7 +199,9 @@ class TrunkTrainer(TrunkTraining):
             for full_name, tensor in state.items():
                 key, _, name = full_name.partition(" ")
                 if key != "parameter":
-                    self._optimizer.state[self.trainable[name]][key] = tensor.clone()
+                    # Numbers of steps stay on the CPU, where torch has them.
+                    device = self.trainable[name].device if tensor.dim() else "cpu"
+                    self._optimizer.state[self.trainable[name]][key] = tensor.to(device, copy=True)
         self._passes.clear()
         self.update_id = update_id
 

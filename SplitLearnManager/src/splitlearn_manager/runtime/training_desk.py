@@ -69,6 +69,7 @@ class TrainingDesk:
         self._limits = limits
         self._worker = WorkerThread(name)
         self._trainers: dict[str, TrunkTrainer] = {}
+        self._starting: set[str] = set()
         self._written: dict[str, dict[str, torch.Tensor]] = {}
 
     def __contains__(self, session_id: str) -> bool:
@@ -85,8 +86,7 @@ class TrainingDesk:
             UnsupportedOperationError: all weights may not be trained here.
         """
         if isinstance(action, StartTraining):
-            self._check_start(session_id, action)
-            self._trainers[session_id] = await self._run(lambda: TrunkTrainer(self._trunk, spec_of(action)))
+            await self._start(session_id, action)
             return None
         trainer = self._trainers.get(session_id)
         if trainer is None:
@@ -95,6 +95,7 @@ class TrainingDesk:
 
     async def close(self, session_id: str) -> None:
         """Free what a session trained, if it did."""
+        self._starting.discard(session_id)
         self._written.pop(session_id, None)
         trainer = self._trainers.pop(session_id, None)
         if trainer is not None:
@@ -106,16 +107,27 @@ class TrainingDesk:
             await self.close(session_id)
         await self._worker.shutdown()
 
+    async def _start(self, session_id: str, start: StartTraining) -> None:
+        self._check_start(session_id, start)
+        self._starting.add(session_id)
+        try:
+            trainer = await self._run(lambda: TrunkTrainer(self._trunk, spec_of(start)))
+            if session_id in self._starting:  # else it was closed meanwhile, and what was made has no owner
+                self._trainers[session_id] = trainer
+        finally:
+            self._starting.discard(session_id)
+
     def _check_start(self, session_id: str, start: StartTraining) -> None:
-        if session_id in self._trainers:
+        if session_id in self._trainers or session_id in self._starting:
             raise InvalidRequestError("this session trains already; open another")
         if start.full and not self._limits.allow_full:
             raise UnsupportedOperationError(
                 "this server trains no trunk whole: train an adapter (lora=LoraConfig(...)), leave the trunk out of "
                 "train=, or start the server with allow_full_training"
             )
-        if len(self._trainers) >= self._limits.max_trainings:
-            raise ResourceExhaustedError(f"{len(self._trainers)} clients train here, and no more may at a time")
+        num_trainings = len(self._trainers) + len(self._starting)
+        if num_trainings >= self._limits.max_trainings:
+            raise ResourceExhaustedError(f"{num_trainings} clients train here, and no more may at a time")
 
     async def _run(self, call: Callable[[], T]) -> T:
         try:
