@@ -61,8 +61,16 @@ def test_all_weights_where_the_server_allows_it() -> None:
         run = split.client.start_training(optimizer="sgd", lr=0.1, momentum=0.9)
         assert fit(split.client, run.optimizer, clip=1.0) == expected
         assert_same(run, whole)
-    with across_the_wire(split), pytest.raises(UnsupportedOperationError, match="allow_full_training"):
-        split.client.start_training(lr=0.1)
+
+
+def test_a_server_that_refuses_leaves_the_model_as_it_was() -> None:
+    split = tiny_split("llama")
+    before = [(name, id(p), p.requires_grad) for name, p in split.client.named_parameters()]
+    with across_the_wire(split):
+        with pytest.raises(UnsupportedOperationError, match="allow_full_training"):
+            split.client.start_training(lr=0.1)
+        assert [(name, id(p), p.requires_grad) for name, p in split.client.named_parameters()] == before
+        split.client.start_training(lora=lora(), lr=0.1).close()
 
 
 def test_a_loop_without_a_run_trains_bottom_and_top_through_the_trunk() -> None:

@@ -118,7 +118,12 @@ def test_a_pass_that_is_forgotten_is_run_again(
     assert "run its forward again; done, as pass" in caplog.text
 
 
-def test_a_gradient_of_other_weights_is_refused_with_both_versions() -> None:
+@pytest.mark.parametrize("num_kept", [1, 64])
+def test_a_gradient_of_other_weights_is_refused_with_both_versions(
+    monkeypatch: pytest.MonkeyPatch, num_kept: int
+) -> None:
+    # Also where the trunk has forgotten the pass, and running it again would be one of the new weights.
+    monkeypatch.setattr(trunk_trainer, "MAX_PASSES", num_kept)
     split = tiny_split("llama")
     run = split.client.start_training(train="trunk", lora=adapter(), lr=0.1)
     split.client.train()
@@ -128,6 +133,24 @@ def test_a_gradient_of_other_weights_is_refused_with_both_versions() -> None:
     run.optimizer.step()
     with pytest.raises(StaleGradientError, match=r"ran after update 0, and now update 1 is done"):
         late.backward()
+
+
+@pytest.mark.parametrize("lora", [adapter(), None], ids=["adapter", "all weights"])
+def test_a_run_that_is_closed_leaves_nothing_and_another_may_begin(lora: LoraConfig | None) -> None:
+    split = tiny_split("llama")
+    before = [(name, id(p), p.requires_grad) for name, p in split.client.named_parameters()]
+    run = split.client.start_training(lora=lora, lr=0.1)
+    with pytest.raises(TrainingError, match=r"trains already: run.close\(\) ends that"):
+        split.client.start_training(lora=adapter(), lr=0.1)
+    run.close()
+    run.close()
+    assert [(name, id(p), p.requires_grad) for name, p in split.client.named_parameters()] == before
+    assert split.client.passes is None
+    expected, got = [], []
+    for client, losses in ((tiny_split("llama").client, expected), (split.client, got)):
+        torch.manual_seed(1)
+        losses += fit(client, client.start_training(lora=adapter(), lr=0.1).optimizer)
+    assert got == expected
 
 
 def test_an_update_that_is_asked_for_twice_is_done_once() -> None:

@@ -51,6 +51,8 @@ class SplitModel(CutModel, GenerationMixin):
     """The middle; set by whoever makes the model."""
     passes: TrunkPasses | None = None
     """The way of gradients through the trunk; set by `start_training`."""
+    run: TrainingRun | None = None
+    """The training that is under way."""
     dropout_seeding: Seeding | None = None
     """What dropout is drawn from, inside `seeded_dropout`."""
     _bottom_output_BTH: torch.Tensor | None = None
@@ -115,7 +117,8 @@ class SplitModel(CutModel, GenerationMixin):
 
         Raises:
             AdapterError: an adapter that cannot be had across a cut, or that matches nothing.
-            TrainingError: a part or an optimizer that there is not, or an option that it does not take.
+            TrainingError: a part or an optimizer that there is not, an option that it does not take, or a model that
+                trains already.
         """
         return start_training(
             self, train=train, lora=lora, optimizer=optimizer, seed=seed, recompute=recompute, options=options

@@ -45,6 +45,10 @@ class AbsentLayer(Absent):
         """Show a parameter among the model's under the name that one has in the layer; it is no part of any state."""
         self._parameters[name] = parameter
 
+    def stand_out(self) -> None:
+        """Show no parameters any more."""
+        self._parameters.clear()
+
     def _save_to_state_dict(self, destination: Any, prefix: str, keep_vars: bool) -> None:
         return
 

@@ -55,6 +55,17 @@ class Adapter:
         tensors = {name: tensor for name, tensor in self.tensors.items() if name.startswith(begins)}
         return Adapter(config=self.config, modules=kept, tensors=tensors)
 
+    def put_into(self, model: CutModel) -> None:
+        """Put what of it belongs to the modules that a model holds into that, in place."""
+        put_into(model, self.within(name for name, _ in model.named_modules()))
+
+    def take_out_of(self, model: CutModel) -> None:
+        """Take it out of a model again, in place. The model need not have it."""
+        for name, module in list(model.named_modules()):
+            if name in self.modules and isinstance(module, LoraLayer):
+                model.set_submodule(name, module.get_base_layer())
+        vars(model).pop("peft_config", None)  # peft's mark of a model that has adapters
+
     def described(self, names: Iterable[str]) -> dict[str, Any]:
         """Return, as `adapter_of` takes it, what of it has parameters of these names."""
         named = set(names)

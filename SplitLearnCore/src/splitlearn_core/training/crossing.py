@@ -8,7 +8,7 @@ from typing import Any
 
 import torch
 
-from splitlearn_core.errors import PassExpiredError
+from splitlearn_core.errors import PassExpiredError, StaleGradientError
 from splitlearn_core.training.port import TrunkTraining
 from splitlearn_core.training.proxies import GradientProxies
 from splitlearn_core.training.seeding import DropoutSeed
@@ -85,6 +85,12 @@ class TrunkPasses:
         try:
             return self._send_back(ctx.pass_id, ctx, gradient_BTH)
         except PassExpiredError as error:
+            if ctx.update_id != self.update_id:
+                # Run again it would be a forward of other weights than those that the loss was computed with.
+                raise StaleGradientError(
+                    f"the forward of pass {ctx.pass_id} ran after update {ctx.update_id}, and now update "
+                    f"{self.update_id} is done: its gradient is of other weights; run the forward again"
+                ) from error
             pass_id = self._take_pass_id()
             logger.warning("%s; done, as pass %d", error, pass_id)
             self.training.forward(pass_id, *ctx.saved_tensors, *ctx.beside, dropout=ctx.dropout)
@@ -120,6 +126,7 @@ class CrossTrunk(torch.autograd.Function):
         """Run the layers there."""
         ctx.passes, ctx.pass_id, ctx.dropout = passes, pass_id, dropout
         ctx.beside = (attention_mask, position_ids)
+        ctx.update_id = passes.update_id
         ctx.save_for_backward(hidden_BTH)
         return passes.training.forward(pass_id, hidden_BTH, attention_mask, position_ids, dropout=dropout)
 

@@ -37,13 +37,15 @@ class GradientProxies:
 
     def install(self, model: CutModel) -> None:
         """Put the stand-ins where the parameters are in the whole model, so that `parameters()` goes over them."""
-        name, layers = find_layers(model)
-        absent = [(index, layer) for index, layer in enumerate(layers) if isinstance(layer, AbsentLayer)]
-        for index, layer in absent:
-            begin = f"{name}.{index}."
+        for begin, layer in absent_layers(model):
             for full_name, parameter in self.parameters.items():
                 if full_name.startswith(begin):
                     layer.stand_in(full_name.removeprefix(begin), parameter)
+
+    def remove(self, model: CutModel) -> None:
+        """Take the stand-ins out again."""
+        for _, layer in absent_layers(model):
+            layer.stand_out()
 
     @property
     def is_clear(self) -> bool:
@@ -73,3 +75,9 @@ class GradientProxies:
         finally:
             for parameter, gradient in held:
                 parameter.grad = gradient
+
+
+def absent_layers(model: CutModel) -> list[tuple[str, AbsentLayer]]:
+    """Return the layers that live elsewhere, each with what the names of its parameters begin with."""
+    name, layers = find_layers(model)
+    return [(f"{name}.{index}.", layer) for index, layer in enumerate(layers) if isinstance(layer, AbsentLayer)]

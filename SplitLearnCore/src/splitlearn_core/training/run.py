@@ -5,19 +5,19 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import TYPE_CHECKING, Any
 
 import torch
-from torch import nn, optim
+from torch import optim
 
 from splitlearn_core.errors import TrainingError
 from splitlearn_core.training.checkpoint import load_checkpoint, save_adapter, save_checkpoint
+from splitlearn_core.training.choice import Trainable, choose
 from splitlearn_core.training.crossing import TrunkPasses
-from splitlearn_core.training.names import PARTS, Ownership, ownership
+from splitlearn_core.training.installation import Installation
 from splitlearn_core.training.optimizers import defaults_of, make_optimizer, optimizer_class, said_of
 from splitlearn_core.training.port import ParameterGroup, TrunkTrainingSpec
 from splitlearn_core.training.proxies import GradientProxies
-from splitlearn_core.training.skeleton import model_without_storage
 
 if TYPE_CHECKING:
     from peft import LoraConfig
@@ -25,17 +25,6 @@ if TYPE_CHECKING:
     from splitlearn_core.parts.client import SplitModel
     from splitlearn_core.parts.port import TrunkPort
     from splitlearn_core.training.adapters import Adapter
-
-
-class Trainable(NamedTuple):
-    """What trains, on which side."""
-
-    own: dict[str, nn.Parameter]
-    """Parameters of Bottom and Top."""
-    far: dict[str, torch.dtype]
-    """Dtypes of the trunk's."""
-    adapter: Adapter | None
-    """Of all parts together; None for full fine-tuning."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -53,6 +42,8 @@ class TrainingRun:
     """The adapter of all parts that train, as it was drawn; None for full fine-tuning."""
     spec: TrunkTrainingSpec
     """What the trunk was told."""
+    installed: Installation
+    """What the run changed of the model."""
 
     def save_checkpoint(self, tag: str, directory: str | Path = "checkpoints") -> Path:
         """Write both sides, between two steps: what `resume` needs to go on bit for bit.
@@ -94,10 +85,15 @@ class TrainingRun:
         return self.passes.update_id
 
     def close(self) -> None:
-        """Free what the trunk keeps for this run; Bottom and Top stay as they are."""
+        """End the run. May be called twice.
+
+        What the trunk keeps for it is freed, and the client's model is as it was before: without the adapter, of which
+        the trunk's share is gone too, and without proxies. What was trained of Bottom and Top themselves stays trained.
+        """
         self.passes.close()
-        if self.model.passes is self.passes:
-            self.model.passes = None
+        if self.model.run is self:
+            self.installed.remove()
+            self.model.passes = self.model.run = None
 
 
 def start_training(
@@ -110,84 +106,30 @@ def start_training(
     recompute: bool,
     options: Mapping[str, Any],
 ) -> TrainingRun:
-    """Begin to train some parts of a split model; arguments as in `SplitModel.start_training`."""
-    parts = check_parts(train)
+    """Begin to train some parts of a split model; arguments as in `SplitModel.start_training`.
+
+    The trunk is asked before the model is changed: it may refuse.
+    """
+    if model.run is not None:
+        raise TrainingError("this model trains already: run.close() ends that, and another may begin")
     base = optimizer if isinstance(optimizer, type) else optimizer_class(optimizer)
-    trainable = choose(model, parts, lora)
-    proxies = GradientProxies(trainable.far, model.device)
-    group = {**defaults_of(base, options), "params": in_order_of_the_whole(model, proxies, trainable)}
+    group = defaults_of(base, options)
+    trainable = choose(model, train, lora)
     spec = trunk_spec(trainable, base, said_of(group), recompute=recompute)
-    passes = TrunkPasses(model.trunk.start_training(spec), proxies, seed, model.trunk.info.dtype)
-    model.passes = passes
-    return TrainingRun(model, make_optimizer(base, [group], proxies, passes.update), passes, trainable.adapter, spec)
+    proxies = GradientProxies(trainable.far, model.device)
+    training = model.trunk.start_training(spec)
+    installed = Installation(model, trainable, proxies)
+    if model.passes is not None:  # those of a loop that had no run
+        model.passes.close()
+    model.passes = passes = TrunkPasses(training, proxies, seed, model.trunk.info.dtype)
+    both = make_optimizer(base, [{**group, "params": installed.parameters}], proxies, passes.update)
+    model.run = TrainingRun(model, both, passes, trainable.adapter, spec, installed)
+    return model.run
 
 
 def frozen_passes(trunk: TrunkPort, device: torch.device) -> TrunkPasses:
     """Let gradients go through a trunk that does not train."""
     return TrunkPasses(trunk.start_training(TrunkTrainingSpec()), GradientProxies({}, device), 0, trunk.info.dtype)
-
-
-def check_parts(train: Iterable[str]) -> frozenset[str]:
-    """Check the names of the parts that are to train.
-
-    Raises:
-        TrainingError: none, or one that there is not.
-    """
-    parts = frozenset([train] if isinstance(train, str) else train)
-    if not parts or not parts <= set(PARTS):
-        raise TrainingError(f"train= takes one or more of {', '.join(PARTS)}; got {', '.join(sorted(parts)) or 'none'}")
-    return parts
-
-
-def choose(model: SplitModel, parts: frozenset[str], lora: LoraConfig | None) -> Trainable:
-    """Decide what trains, put the adapter into Bottom and Top, and freeze all else of theirs."""
-    owners = ownership(model)
-    if lora is None:
-        return choose_all(model, parts, owners)
-    try:
-        from splitlearn_core.training import adapters
-    except ImportError as error:
-        raise ImportError("lora= needs peft: pip install 'splitlearn-core[train]'") from error
-    within = None if parts == set(PARTS) else modules_of(model, parts, owners)
-    adapter = adapters.draw_adapter(model.architecture, model.config, lora, model.trunk.info.dtype, within)
-    model.requires_grad_(False)
-    own = adapters.put_into(model, adapter.within(name for name, _ in model.named_modules()))
-    far = {name: tensor.dtype for name, tensor in adapter.tensors.items() if name not in own}
-    return Trainable(own, far, adapter)
-
-
-def choose_all(model: SplitModel, parts: frozenset[str], owners: Ownership) -> Trainable:
-    """Train all parameters of these parts."""
-    for name, parameter in model.named_parameters():
-        parameter.requires_grad_(owners.part_of(name) in parts and parameter.is_floating_point())
-    own = {name: p for name, p in model.named_parameters() if p.requires_grad}
-    dtype = model.trunk.info.dtype
-    whole = model_without_storage(model.architecture, model.config, dtype)
-    far = {
-        name: parameter.dtype
-        for name, parameter in whole.named_parameters()
-        if "trunk" in parts and owners.part_of(name) == "trunk" and parameter.is_floating_point()
-    }
-    return Trainable(own, far, None)
-
-
-def modules_of(model: SplitModel, parts: frozenset[str], owners: Ownership) -> list[str]:
-    """Return the names of the whole model's modules that belong to some parts."""
-    whole = model_without_storage(model.architecture, model.config, model.trunk.info.dtype)
-    return [name for name, _ in whole.named_modules() if owners.part_of(name) in parts]
-
-
-def in_order_of_the_whole(model: SplitModel, proxies: GradientProxies, trainable: Trainable) -> list[nn.Parameter]:
-    """Return parameters and proxies in the order in which the whole model has them.
-
-    Raises:
-        TrainingError: there are none.
-    """
-    if not trainable.own and not trainable.far:
-        raise TrainingError("nothing trains: the adapter changes no module of these parts")
-    proxies.install(model)
-    wanted = {id(p) for p in (*trainable.own.values(), *proxies.parameters.values())}
-    return [p for p in model.parameters() if id(p) in wanted]
 
 
 def trunk_spec(
