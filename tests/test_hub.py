@@ -51,6 +51,7 @@ def expected_sum(directory: Path, *, max_shard_size: str = "5GB") -> str:
     return str(model(torch.arange(5)[None]).logits.double().sum().item())
 
 
+@pytest.mark.slow
 def test_model_loads_and_again_offline(fake_hub: Hub, tmp_path: Path) -> None:
     expected = expected_sum(tmp_path / "model")
     fake_hub.publish("gpt2", tmp_path / "model")

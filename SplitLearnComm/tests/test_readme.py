@@ -3,6 +3,8 @@
 import re
 from pathlib import Path
 
+import pytest
+
 from tests.support.certificates import Authority
 from tests.support.page_runs import run_page
 from tests.support.pages import blocks_of
@@ -10,6 +12,7 @@ from tests.support.pages import blocks_of
 README = Path(__file__).resolve().parents[1] / "README.md"
 
 
+@pytest.mark.slow
 def test_the_examples_run_as_written_and_print_what_they_say(tmp_path: Path) -> None:
     Authority(tmp_path).issue("server")
     (tmp_path / "tokens").write_text("alice:a-token-of-alice\n")

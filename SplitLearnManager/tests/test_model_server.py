@@ -22,6 +22,7 @@ from splitlearn_manager.errors import ModelLoadError, ModelStateError
 from tests.support.models import save_gpt2
 
 torch.set_num_threads(1)
+pytestmark = pytest.mark.slow
 HIDDEN_BTH = torch.linspace(-1, 1, 2 * 3 * 32).view(2, 3, 32)
 
 

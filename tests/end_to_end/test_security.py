@@ -60,6 +60,7 @@ def address(model: str, authority: Authority, tokens: Path) -> Iterator[str]:
         yield process.stdout.readline().removeprefix("listening at ").strip()
 
 
+@pytest.mark.slow
 def test_a_model_over_tls_with_a_token_generates_what_the_whole_one_does(
     address: str, model: str, authority: Authority
 ) -> None:

@@ -200,7 +200,7 @@ class TestMutualTLS:
     def client(self, server: GRPCComputeServer, authority: Authority, name: str) -> GRPCComputeClient:
         certificate, key = authority.issue(name)
         tls = ClientTLS(ca=authority.certificate, certificate=certificate, key=key)
-        return GRPCComputeClient(server.address, tls=tls)
+        return GRPCComputeClient(server.address, tls=tls, retry=ONCE)
 
     @pytest.mark.parametrize("whose", ["none", "stranger", "expired"])
     def test_who_shows_no_good_certificate_is_not_let_in(

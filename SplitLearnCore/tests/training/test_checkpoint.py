@@ -19,7 +19,15 @@ def begin(split: Split, **options: Any) -> Any:
     return split.client.start_training(**{"lora": lora, "lr": 1e-2, **options})
 
 
-@pytest.mark.parametrize("options", [{}, {"lora": None}, {"optimizer": "sgd", "momentum": 0.9}, {"train": ("trunk",)}])
+@pytest.mark.parametrize(
+    "options",
+    [
+        {},
+        pytest.param({"lora": None}, marks=pytest.mark.slow),
+        pytest.param({"optimizer": "sgd", "momentum": 0.9}, marks=pytest.mark.slow),
+        pytest.param({"train": ("trunk",)}, marks=pytest.mark.slow),
+    ],
+)
 def test_it_goes_on_bit_for_bit(tmp_path: Path, options: dict[str, Any]) -> None:
     torch.manual_seed(1)
     run = begin(tiny_split("llama"), **options)

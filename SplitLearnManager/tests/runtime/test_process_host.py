@@ -209,6 +209,7 @@ def test_a_step_whose_time_is_over_before_its_turn_comes_is_not_done(
     runner.run(run())
 
 
+@pytest.mark.slow
 def test_a_cache_goes_over_whatever_its_size(process: ModelProcess, runner: asyncio.Runner) -> None:
     hidden_BTH = hidden(1, 2)
     past = KVEntries((KVEntry(0, "attention", {"keys": torch.zeros((1 << 28) + 1, dtype=torch.int8)}),), 2)
