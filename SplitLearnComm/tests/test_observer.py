@@ -166,7 +166,9 @@ def test_a_session_that_is_left_ends_by_itself() -> None:
         client.session()
         client.close()
         eventually(lambda: observer.closed == ["expired"])
-        assert ended(observer, SESSION).summary.code is grpc.StatusCode.CANCELLED  # type: ignore[union-attr]
+        # Which of the two comes first when a client leaves, the end of its stream or the end of the call, is gRPC's.
+        left = (grpc.StatusCode.OK, grpc.StatusCode.CANCELLED)
+        assert ended(observer, SESSION).summary.code in left  # type: ignore[union-attr]
         with GRPCComputeClient(server.address) as client:
             client.session()
             server.stop()

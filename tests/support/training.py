@@ -22,11 +22,13 @@ def batches(num: int, vocab_size: int = 90) -> list[dict[str, torch.Tensor]]:
     return made
 
 
-def fit(model: nn.Module, optimizer: Any, clip: float | None = None, scale: float = 1.0) -> list[float]:
+def fit(
+    model: nn.Module, optimizer: Any, clip: float | None = None, scale: float = 1.0, num_steps: int = NUM_STEPS
+) -> list[float]:
     """Two micro-batches to a step; return the losses."""
     model.train()
     losses = []
-    for index, batch in enumerate(batches(2 * NUM_STEPS)):
+    for index, batch in enumerate(batches(2 * num_steps)):
         loss = model(**batch).loss
         (loss / 2 * scale).backward()
         losses.append(loss.item())
