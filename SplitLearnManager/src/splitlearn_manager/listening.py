@@ -63,7 +63,7 @@ class ListeningServer:
             observer=Together(*observers) if observers else None,
             samples=metrics.samples if metrics else None,
             interceptors=[ControlSurface(methods, OperatorDoor(config))],
-            further_services=sorted({method.service for method in methods}),
+            further_services=list({method.service.full_name: method.service for method in methods}.values()),
         )
 
     @property

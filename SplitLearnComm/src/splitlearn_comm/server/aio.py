@@ -12,15 +12,18 @@ from typing import Any
 
 import grpc
 import grpc.aio
+from google.protobuf.descriptor import ServiceDescriptor
 from grpc_health.v1 import health, health_pb2, health_pb2_grpc
 
 import splitlearn_comm.protocol as protocol
+from splitlearn_comm._proto.splitlearn.v1 import compute_pb2 as pb
 from splitlearn_comm.directory import HostDirectory
 from splitlearn_comm.observer import Observer
 from splitlearn_comm.samples import SampleSource
 from splitlearn_comm.server.binding import bind
 from splitlearn_comm.server.calls import CallService
 from splitlearn_comm.server.config import GRPCServerConfig
+from splitlearn_comm.server.described import pool_of
 from splitlearn_comm.server.handlers import ServerInterceptor
 from splitlearn_comm.server.security.accounts import Accounts
 from splitlearn_comm.server.security.guard import HEALTH_PREFIX, REFLECTION_PREFIX, Guard
@@ -44,7 +47,7 @@ class AioServer:
         observer: Is told of calls, steps and sessions.
         interceptors: Stand behind the door, the first of them first.
         samples: Tells the figures that `WatchStatistics` gives out.
-        further_services: Full names of services that interceptors answer, for reflection.
+        further_services: Services that interceptors answer, for reflection.
     """
 
     def __init__(
@@ -56,7 +59,7 @@ class AioServer:
         observer: Observer | None = None,
         interceptors: Sequence[ServerInterceptor] = (),
         samples: SampleSource | None = None,
-        further_services: Sequence[str] = (),
+        further_services: Sequence[ServiceDescriptor] = (),
     ) -> None:
         self._directory = directory
         self._interface = interface
@@ -159,10 +162,13 @@ class AioServer:
         self._server.add_generic_rpc_handlers((self._handlers(),))
         health_pb2_grpc.add_HealthServicer_to_server(self._health, self._server)
         if importlib.util.find_spec("grpc_reflection"):
-            from grpc_reflection.v1alpha import reflection
+            from grpc_reflection.v1alpha import reflection, reflection_pb2
 
-            names = (protocol.SERVICE, health.SERVICE_NAME, reflection.SERVICE_NAME, *self._further_services)
-            reflection.enable_server_reflection(names, self._server)
+            files = (pb.DESCRIPTOR, health_pb2.DESCRIPTOR, reflection_pb2.DESCRIPTOR)
+            own = [service for file in files for service in file.services_by_name.values()]
+            services = [*own, *self._further_services]
+            names = [service.full_name for service in services]
+            reflection.enable_server_reflection(names, self._server, pool_of(services))
 
     def _handlers(self) -> grpc.GenericRpcHandler[Any, Any]:
         # No deserialisers: a message that cannot be parsed is then refused like any other wrong one.

@@ -6,6 +6,8 @@ from collections.abc import Callable, Sequence
 from types import TracebackType
 from typing import Self
 
+from google.protobuf.descriptor import ServiceDescriptor
+
 from splitlearn_comm.addresses import joined
 from splitlearn_comm.directory import HostDirectory, SingleHost
 from splitlearn_comm.function import ComputeFunction
@@ -41,7 +43,7 @@ class GRPCComputeServer:
         observer: Is told of calls, steps and sessions; see `splitlearn_comm.observer`.
         interceptors: gRPC's own, of the asyncio kind; they see the calls that were let in, the first of them first.
         samples: Tells the figures that clients get from `watch_statistics`; None for none.
-        further_services: Full names of services that interceptors answer, for reflection to list them too.
+        further_services: Services that interceptors answer, for reflection to tell of them too.
 
     Raises:
         ValueError: Other machines could connect, and there is no TLS, or nobody is asked who he is; see
@@ -58,7 +60,7 @@ class GRPCComputeServer:
         observer: Observer | None = None,
         interceptors: Sequence[ServerInterceptor] = (),
         samples: SampleSource | None = None,
-        further_services: Sequence[str] = (),
+        further_services: Sequence[ServiceDescriptor] = (),
     ) -> None:
         self._directory = _directory_of(service)
         self._interface = host

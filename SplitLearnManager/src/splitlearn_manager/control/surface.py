@@ -8,6 +8,7 @@ from typing import Any, NoReturn
 
 import grpc
 import grpc.aio
+from google.protobuf.descriptor import ServiceDescriptor
 from google.protobuf.message import DecodeError, Message
 
 from splitlearn_comm import CommError, InvalidRequestError
@@ -35,9 +36,10 @@ class Method:
     is_for_operators: bool = False
 
     @property
-    def service(self) -> str:
-        """Full name of the service it belongs to."""
-        return self.path.split("/")[1]
+    def service(self) -> ServiceDescriptor:
+        """The service it belongs to."""
+        name = self.path.split("/")[1].rpartition(".")[2]
+        return self.request.DESCRIPTOR.file.services_by_name[name]
 
 
 class ControlSurface(grpc.aio.ServerInterceptor):  # type: ignore[type-arg]
