@@ -38,8 +38,9 @@ class Method:
     @property
     def service(self) -> ServiceDescriptor:
         """The service it belongs to."""
-        name = self.path.split("/")[1].rpartition(".")[2]
-        return self.request.DESCRIPTOR.file.services_by_name[name]
+        file: Any = self.request.DESCRIPTOR.file
+        found: ServiceDescriptor = file.services_by_name[self.path.split("/")[1].rpartition(".")[2]]
+        return found
 
 
 class ControlSurface(grpc.aio.ServerInterceptor):  # type: ignore[type-arg]
