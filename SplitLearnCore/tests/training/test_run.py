@@ -144,6 +144,9 @@ def test_a_run_that_is_closed_leaves_nothing_and_another_may_begin(lora: LoraCon
         split.client.start_training(lora=adapter(), lr=0.1)
     run.close()
     run.close()
+    for late in (run.save_checkpoint, run.resume, run.save_adapter):
+        with pytest.raises(TrainingError, match=r"closed, .*: save before run.close\(\)"):
+            late("late")
     assert [(name, id(p), p.requires_grad) for name, p in split.client.named_parameters()] == before
     assert split.client.passes is None
     expected, got = [], []

@@ -58,6 +58,7 @@ class TrainingRun:
         Raises:
             CheckpointError: it could not be written; what was there is there still.
         """
+        self._check_open()
         save_checkpoint(self, Path(directory) / tag)
         return Path(directory) / tag
 
@@ -68,6 +69,7 @@ class TrainingRun:
             CheckpointError: there is none of that name, or it is damaged.
             TrainingError: it is of another model, cut, optimizer or adapter.
         """
+        self._check_open()
         load_checkpoint(self, Path(directory) / tag)
 
     def save_adapter(self, directory: str | Path) -> None:
@@ -77,6 +79,7 @@ class TrainingRun:
             TrainingError: all weights train, and no adapter.
             CheckpointError: it could not be written.
         """
+        self._check_open()
         save_adapter(self, Path(directory))
 
     @property
@@ -84,8 +87,12 @@ class TrainingRun:
         """Updates done so far."""
         return self.passes.update_id
 
+    def _check_open(self) -> None:
+        if self.model.run is not self:
+            raise TrainingError("this run is closed, and what it trained is freed: save before run.close()")
+
     def close(self) -> None:
-        """End the run. May be called twice.
+        """End the run; save before it what is to stay. May be called twice.
 
         What the trunk keeps for it is freed, and the client's model is as it was before: without the adapter, of which
         the trunk's share is gone too, and without proxies. What was trained of Bottom and Top themselves stays trained.
