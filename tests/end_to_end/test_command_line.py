@@ -23,7 +23,7 @@ from tests.support.models import save_gpt2
 from tests.support.programs import run_program, serving_program
 from tests.support.trunk_process import TrunkProcess
 
-COMMANDS = {"demo", "serve", "status", "load", "unload", "drain", "generate", "support"}
+COMMANDS = {"demo", "serve", "status", "load", "unload", "drain", "generate", "support", "train"}
 SPLITLEARN = ["-m", "splitlearn"]
 WITHOUT_COMM = "import sys; sys.modules['splitlearn_comm'] = None; from splitlearn.cli import main; main()"
 
@@ -43,7 +43,7 @@ def fail(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], *a
 def test_help_lists_only_what_works() -> None:
     result = CliRunner().invoke(app, ["--help"], terminal_width=100)
     assert (
-        set(re.findall(r"^\W*(\w+) {2,}[A-Z]", result.stdout, re.MULTILINE)) & (COMMANDS | {"train", "chat"})
+        set(re.findall(r"^\W*(\w+) {2,}[A-Z]", result.stdout, re.MULTILINE)) & (COMMANDS | {"audit", "chat"})
         == COMMANDS
     )
 

@@ -8,7 +8,14 @@ from typing import Any
 
 import torch
 
-from splitlearn_comm import InvalidRequestError, PassExpiredError, StaleGradientError
+from splitlearn_comm import (
+    InvalidRequestError,
+    PassExpiredError,
+    ServerUnavailableError,
+    SessionNotFoundError,
+    StaleGradientError,
+    StepOrderError,
+)
 from splitlearn_comm.client import ClientSession
 from splitlearn_comm.training import (
     BackwardPass,
@@ -30,6 +37,9 @@ ERRORS: dict[type[Exception], type[TrainingError]] = {
     PassExpiredError: errors.PassExpiredError,
     StaleGradientError: errors.StaleGradientError,
     InvalidRequestError: TrainingError,
+    SessionNotFoundError: errors.TrainingLostError,
+    ServerUnavailableError: errors.TrainingLostError,
+    StepOrderError: errors.TrainingLostError,
 }
 """What the wire calls an error, and Core."""
 PART_BYTES = 32 << 20
@@ -115,10 +125,13 @@ class RemoteTraining(TrunkTraining):
 
     def _do(self, action: TrainingAction) -> Trained:
         try:
-            return self._session.train(action)
+            came = self._session.train(action)
         except tuple(ERRORS) as error:
             kind = next(ERRORS[cls] for cls in type(error).__mro__ if cls in ERRORS)
             raise kind(str(error)) from error
+        if (breakdown := self._session.breakdown) is not None:
+            self.network_s = (self.network_s or 0.0) + breakdown.network_s
+        return came
 
 
 def number(scale: torch.Tensor | None) -> float | None:

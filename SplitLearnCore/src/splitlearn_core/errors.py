@@ -10,7 +10,9 @@ CoreError
 └── TrainingError           (ValueError)  what cannot be trained so
     ├── AdapterError        an adapter that cannot be had across a cut, or that changes nothing
     ├── PassExpiredError    a pass whose activations are not kept any more
-    └── StaleGradientError  a gradient of a forward that other weights made
+    ├── StaleGradientError  a gradient of a forward that other weights made
+    ├── TrainingDataError   data that nothing can be learned from
+    └── TrainingLostError   (ConnectionError) the trunk has the training no more; a checkpoint brings it back
 """
 
 
@@ -56,3 +58,11 @@ class PassExpiredError(TrainingError):
 
 class StaleGradientError(TrainingError):
     """A gradient of a forward that was made with other weights than those of now."""
+
+
+class TrainingDataError(TrainingError):
+    """Data that nothing can be learned from: empty, unreadable, or of another form."""
+
+
+class TrainingLostError(TrainingError, ConnectionError):
+    """The trunk has this training no more: its server was lost, or forgot it. A checkpoint brings it back."""

@@ -41,6 +41,12 @@ class TestChunks:
             pace.joined_ended(0.04, has_prompts=True)
         assert pace.chunk_size(is_alone=False) == pytest.approx(40, abs=1)
 
+    def test_one_forward_that_was_held_up_makes_no_chunk_longer(self) -> None:
+        pace = settled()
+        pace.prompt_ended(20, 20 * 0.002)
+        pace.joined_ended(0.4, has_prompts=True)
+        assert pace.chunk_size(is_alone=False) == pytest.approx(20, abs=1)
+
     def test_it_is_never_too_small_to_be_worth_it_nor_too_large(self) -> None:
         assert settled(token_s=1.0).chunk_size(is_alone=False) == 8
         assert settled(token_s=1e-6).chunk_size(is_alone=False) == 400

@@ -11,14 +11,15 @@ from splitlearn.cli.demo import demo
 from splitlearn.cli.generate import generate
 from splitlearn.cli.serve import serve
 from splitlearn.cli.support import support
+from splitlearn.cli.train import train
 
 app = typer.Typer(
-    help="Split inference of language models: text stays here, the middle layers run on a server.",
+    help="Split inference and fine-tuning of language models: text stays here, the middle layers run on a server.",
     no_args_is_help=True,
     add_completion=False,
     pretty_exceptions_enable=False,
 )
-for command in (demo, serve, status, load, unload, drain, generate, support):
+for command in (demo, serve, status, load, unload, drain, generate, train, support):
     app.command()(command)
 
 ERROR_TREES = {

@@ -1,7 +1,13 @@
 """What is learnt from the clock: what forwards cost, and how soon sessions come back. Pure: times are handed in."""
 
+import statistics
+from collections import deque
+
 from splitlearn_core.engine.limits import EngineLimits
 
+WINDOW = 9
+"""Joined forwards that are remembered. Their median counts: one that something else on the machine held up says nothing
+about the next, and must not make the chunk behind it longer too."""
 WEIGHT = 0.3
 """Of the newest measurement in an average."""
 GUESS = 8
@@ -17,32 +23,37 @@ class Pace:
 
     def __init__(self, limits: EngineLimits) -> None:
         self._limits = limits
-        self.joined_s: float | None = None
-        """What a joined forward costs; None before the first."""
+        self._joined_s: deque[float] = deque(maxlen=WINDOW)
         self.token_s: float | None = None
         """What a token of a prompt costs; None before the first."""
-        self._prompts_waited_s = 0.0
+        self._num_waited = 0
+
+    @property
+    def joined_s(self) -> float | None:
+        """What a joined forward costs; None before the first."""
+        return statistics.median(self._joined_s) if self._joined_s else None
 
     def joined_ended(self, seconds: float, *, has_prompts: bool) -> None:
         """Count a joined forward, for which prompts had to wait or not."""
-        self.joined_s = seconds if self.joined_s is None else mixed(self.joined_s, seconds)
-        self._prompts_waited_s = self._prompts_waited_s + seconds if has_prompts else 0.0
+        self._joined_s.append(seconds)
+        self._num_waited = self._num_waited + 1 if has_prompts else 0
 
     def prompt_ended(self, size: int, seconds: float) -> None:
         """Count a chunk of `size` tokens."""
         each_s = seconds / size
         self.token_s = each_s if self.token_s is None else mixed(self.token_s, each_s)
-        self._prompts_waited_s = 0.0
+        self._num_waited = 0
 
     def chunk_size(self, *, is_alone: bool) -> int:
         """Return how many tokens, rows times length, the next chunk of a prompt may have."""
         if is_alone:
             return self._limits.max_tokens
-        if self.joined_s is None:
+        joined_s = self.joined_s
+        if joined_s is None:
             return max(self._limits.min_chunk_tokens, self._limits.max_tokens // GUESS)
         if not self.token_s:
             return self._limits.min_chunk_tokens
-        target_s = self._limits.chunk_share * max(self.joined_s, self._prompts_waited_s)
+        target_s = self._limits.chunk_share * joined_s * max(1, self._num_waited)
         return min(self._limits.max_tokens, max(self._limits.min_chunk_tokens, int(target_s / self.token_s)))
 
     def patience_s(self) -> float:

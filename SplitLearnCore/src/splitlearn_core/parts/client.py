@@ -21,6 +21,7 @@ from splitlearn_core.parts.split_cache import SplitCache
 from splitlearn_core.split.cut import Cut
 from splitlearn_core.split.points import SplitPoints
 from splitlearn_core.training.crossing import TrunkPasses
+from splitlearn_core.training.guard import GuardConfig
 from splitlearn_core.training.run import TrainingRun, frozen_passes, start_training
 from splitlearn_core.training.seeding import Seeding
 
@@ -96,6 +97,7 @@ class SplitModel(CutModel, GenerationMixin):
         optimizer: str | type[torch.optim.Optimizer] = "adamw",
         seed: int = 0,
         recompute: bool = False,
+        guard: GuardConfig | None = None,
         **options: Any,
     ) -> TrainingRun:
         """Begin to train: adapters are put in, all else is frozen, and there is one optimizer for both sides.
@@ -110,6 +112,8 @@ class SplitModel(CutModel, GenerationMixin):
             optimizer: name of a class of `torch.optim`, or the class.
             seed: what the trunk's dropout is drawn from.
             recompute: have the trunk keep no activations between forward and backward, but compute them again.
+            guard: what is done about gradients that make no sense; None for its defaults: an update with NaN or
+                infinity in it is not done, on either side, and more than ten of them in a row are an error.
             options: of the optimizer: `lr`, `weight_decay`, …
 
         Returns:
@@ -121,7 +125,14 @@ class SplitModel(CutModel, GenerationMixin):
                 trains already.
         """
         return start_training(
-            self, train=train, lora=lora, optimizer=optimizer, seed=seed, recompute=recompute, options=options
+            self,
+            train=train,
+            lora=lora,
+            optimizer=optimizer,
+            seed=seed,
+            recompute=recompute,
+            guard=guard,
+            options=options,
         )
 
     def forward_across(self, inputs: dict[str, Any]) -> Any:

@@ -40,6 +40,7 @@ def save_checkpoint(run: TrainingRun, directory: Path) -> None:
         "next_pass_id": run.passes.next_pass_id,
         "groups": [said_of(group) for group in run.optimizer.param_groups],
         "numbers": optimizer_numbers(run),
+        "guard": run.guard.state(),
         **belonging(run),
     }
     client = {**client_state(run), RANDOM_STATE: torch.get_rng_state()}
@@ -74,6 +75,7 @@ def load_checkpoint(run: TrainingRun, directory: Path) -> None:
     for group, options in zip(run.optimizer.param_groups, told["groups"], strict=True):
         group.update({name: restored(value, group.get(name)) for name, value in options.items()})
     run.optimizer.zero_grad()
+    run.guard.restore(told["guard"])
     torch.set_rng_state(client[RANDOM_STATE])
 
 

@@ -4,11 +4,16 @@ Tensor shapes: B rows, T tokens, H hidden size.
 """
 
 import logging
+import math
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import Any
 
 import torch
 
 from splitlearn_core.errors import PassExpiredError, StaleGradientError
+from splitlearn_core.training.guard import BOTTOM_EXIT, TOP_ENTRY, TRUNK, Guard
 from splitlearn_core.training.port import TrunkTraining
 from splitlearn_core.training.proxies import GradientProxies
 from splitlearn_core.training.seeding import DropoutSeed
@@ -24,15 +29,25 @@ class TrunkPasses:
         proxies: of its trainable parameters; none where it is frozen.
         seed: what its dropout is drawn from where nobody says otherwise.
         dtype: that of the hidden states that it takes.
+        guard: is told the norms of the gradients that cross the cuts; None where nobody looks at them.
     """
 
-    def __init__(self, training: TrunkTraining, proxies: GradientProxies, seed: int, dtype: torch.dtype) -> None:
+    def __init__(
+        self,
+        training: TrunkTraining,
+        proxies: GradientProxies,
+        seed: int,
+        dtype: torch.dtype,
+        guard: Guard | None = None,
+    ) -> None:
         self.training = training
         self.proxies = proxies
+        self.guard = guard
         self.update_id = 0
         self._seed = seed
         self._dtype = dtype
         self.next_pass_id = 1
+        self._waited_s = 0.0
 
     @property
     def is_trainable(self) -> bool:
@@ -51,9 +66,10 @@ class TrunkPasses:
         seed = dropout or DropoutSeed(self._seed, pass_id)
         if not (self.is_trainable or hidden_BTH.requires_grad):
             sent_BTH = hidden_BTH.to(self._dtype)
-            left = self.training.forward(
-                pass_id, sent_BTH, attention_mask, position_ids, dropout=seed, has_backward=False
-            )
+            with self.waiting():
+                left = self.training.forward(
+                    pass_id, sent_BTH, attention_mask, position_ids, dropout=seed, has_backward=False
+                )
             return left.to(hidden_BTH.dtype)
         left_BTH: torch.Tensor = CrossTrunk.apply(  # type: ignore[no-untyped-call]
             hidden_BTH.to(self._dtype), self.proxies.first, self, pass_id, attention_mask, position_ids, seed
@@ -64,8 +80,23 @@ class TrunkPasses:
         """Do one step of the trunk's optimizer, if there are gradients, as every optimizer of torch does."""
         if self.proxies.is_clear:
             return
-        self.training.update(self.update_id + 1, options, self.proxies.scale())
+        with self.waiting():
+            self.training.update(self.update_id + 1, options, self.proxies.scale())
         self.update_id += 1
+
+    @contextmanager
+    def waiting(self) -> Iterator[None]:
+        """Count the time of the block as time spent waiting for the trunk."""
+        began_s = time.perf_counter()
+        try:
+            yield
+        finally:
+            self._waited_s += time.perf_counter() - began_s
+
+    def seconds(self) -> dict[str, float]:
+        """Return how long the trunk was waited for up to now, and how much of that went to the network where known."""
+        network_s = self.training.network_s
+        return {"trunk": self._waited_s} | ({} if network_s is None else {"network": network_s})
 
     def restart(self, training: TrunkTraining, update_id: int, next_pass_id: int) -> None:
         """Go on with another trunk, or with the same one anew."""
@@ -81,7 +112,25 @@ class TrunkPasses:
         self.training.close()
 
     def backward(self, ctx: Any, gradient_BTH: torch.Tensor) -> torch.Tensor | None:
-        """Send a gradient back through the trunk, and the forward again where that is forgotten."""
+        """Send a gradient back through the trunk, and the forward again where that is forgotten.
+
+        One that is not finite is not sent: NaN comes out of it in any case, and the trunk need not be asked.
+        """
+        if not self._is_sound(TOP_ENTRY, gradient_BTH) or self.proxies.is_poisoned or not ctx.was_sent:
+            self.proxies.poison()
+            return torch.full_like(ctx.saved_tensors[0], math.nan) if ctx.needs_input_grad[0] else None
+        gradient = self._through(ctx, gradient_BTH)
+        if gradient is not None:
+            self._is_sound(BOTTOM_EXIT, gradient)
+        return gradient
+
+    def _is_sound(self, where: str, gradient: torch.Tensor) -> bool:
+        norm = norm_of(gradient)
+        if self.guard is not None:
+            self.guard.see(where, norm)
+        return math.isfinite(norm)
+
+    def _through(self, ctx: Any, gradient_BTH: torch.Tensor) -> torch.Tensor | None:
         try:
             return self._send_back(ctx.pass_id, ctx, gradient_BTH)
         except PassExpiredError as error:
@@ -93,19 +142,23 @@ class TrunkPasses:
                 ) from error
             pass_id = self._take_pass_id()
             logger.warning("%s; done, as pass %d", error, pass_id)
-            self.training.forward(pass_id, *ctx.saved_tensors, *ctx.beside, dropout=ctx.dropout)
+            with self.waiting():
+                self.training.forward(pass_id, *ctx.saved_tensors, *ctx.beside, dropout=ctx.dropout)
             return self._send_back(pass_id, ctx, gradient_BTH)
 
     def _send_back(self, pass_id: int, ctx: Any, gradient_BTH: torch.Tensor) -> torch.Tensor | None:
         clear = self.proxies.is_clear
-        result = self.training.backward(
-            pass_id,
-            gradient_BTH,
-            wants_input_gradient=ctx.needs_input_grad[0],
-            accumulate=not clear,
-            scale=None if clear else self.proxies.scale(),
-        )
+        with self.waiting():
+            result = self.training.backward(
+                pass_id,
+                gradient_BTH,
+                wants_input_gradient=ctx.needs_input_grad[0],
+                accumulate=not clear,
+                scale=None if clear else self.proxies.scale(),
+            )
         self.proxies.take(result.norms_N)
+        if self.guard is not None and len(result.norms_N):
+            self.guard.see(TRUNK, norm_of(result.norms_N))
         return result.gradient_BTH
 
 
@@ -128,9 +181,19 @@ class CrossTrunk(torch.autograd.Function):
         ctx.beside = (attention_mask, position_ids)
         ctx.update_id = passes.update_id
         ctx.save_for_backward(hidden_BTH)
-        return passes.training.forward(pass_id, hidden_BTH, attention_mask, position_ids, dropout=dropout)
+        ctx.was_sent = math.isfinite(norm_of(hidden_BTH))
+        if not ctx.was_sent:  # a server would refuse it, and NaN is what every trunk makes of it
+            return torch.full_like(hidden_BTH, math.nan)
+        with passes.waiting():
+            return passes.training.forward(pass_id, hidden_BTH, attention_mask, position_ids, dropout=dropout)
 
     @staticmethod
     def backward(ctx: Any, *gradients: torch.Tensor) -> Any:
         """Send the gradient there; that of the trunk's own parameters stays there."""
         return (ctx.passes.backward(ctx, gradients[0]), *(None,) * 6)
+
+
+def norm_of(tensor: torch.Tensor) -> float:
+    """Return a tensor's norm; NaN or infinite if one of its elements is."""
+    norm: float = torch.linalg.vector_norm(tensor, dtype=torch.float32).item()
+    return norm

@@ -2,16 +2,20 @@
 
 import functools
 import inspect
+import logging
 import math
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from contextlib import contextmanager
 from typing import Any
 
 import torch
 from torch import nn, optim
 
 from splitlearn_core.errors import TrainingError
+from splitlearn_core.training.guard import Guard
 from splitlearn_core.training.proxies import GradientProxies
 
+logger = logging.getLogger(__name__)
 UpdateTrunk = Callable[[list[dict[str, Any]]], None]
 """Does one step of the trunk's optimizer with the options of all groups, as they are now."""
 
@@ -62,7 +66,7 @@ def make_optimizer(
     groups: Iterable[Mapping[str, Any]],
     proxies: GradientProxies,
     update_trunk: UpdateTrunk,
-    **options: Any,
+    guard: Guard,
 ) -> optim.Optimizer:
     """Make an optimizer of the given class whose `step()` first steps the trunk's.
 
@@ -71,7 +75,7 @@ def make_optimizer(
         groups: as torch takes them; the parameters of the trunk are there as proxies.
         proxies: of the trunk's parameters.
         update_trunk: called once a step.
-        options: of the class, for all groups.
+        guard: says which updates are not done, and by what rates are multiplied.
     """
 
     class BothSides(base):  # type: ignore[misc, valid-type]
@@ -81,15 +85,41 @@ def make_optimizer(
             if closure is not None:
                 with torch.enable_grad():
                     loss = closure()
-            # The trunk first: it may fail, and then neither side has moved.
-            if proxies.parameters:
-                update_trunk([said_of(group) for group in self.param_groups])
-            with proxies.aside():
-                unhooked(base.step)(self)
+            if (finding := guard.find(is_finite=gradients_are_finite(self))) is not None:
+                logger.warning("an update is left out (%s): %s; %r", finding.reaction, finding.sentence, guard)
+                return loss
+            with rates_times(self, guard.rate_factor):
+                # The trunk first: it may fail, and then neither side has moved.
+                if proxies.parameters:
+                    update_trunk([said_of(group) for group in self.param_groups])
+                with proxies.aside():
+                    unhooked(base.step)(self)
             return loss
 
     BothSides.__name__ = BothSides.__qualname__ = base.__name__
-    return BothSides(list(groups), **options)
+    return BothSides(list(groups))
+
+
+def gradients_are_finite(optimizer: optim.Optimizer) -> bool:
+    """Look at all gradients, those of proxies too, which are the norms of the trunk's."""
+    gradients = [p.grad for group in optimizer.param_groups for p in group["params"] if p.grad is not None]
+    return not gradients or bool(nn.utils.get_total_norm(gradients).isfinite())
+
+
+@contextmanager
+def rates_times(optimizer: optim.Optimizer, factor: float) -> Iterator[None]:
+    """Multiply the rates of all groups for one step. A schedule computes from its own: it would undo it otherwise."""
+    if factor == 1.0:
+        yield
+        return
+    rates = [group["lr"] for group in optimizer.param_groups]
+    for group in optimizer.param_groups:
+        group["lr"] = group["lr"] * factor
+    try:
+        yield
+    finally:
+        for group, rate in zip(optimizer.param_groups, rates, strict=True):
+            group["lr"] = rate
 
 
 def unhooked(step: Any) -> Any:

@@ -53,6 +53,9 @@ class BackwardResult(NamedTuple):
 class TrunkTraining(ABC):
     """A trunk that is being trained, or through which gradients go to train others."""
 
+    network_s: float | None = None
+    """Seconds that its calls spent on the way so far; None where there is no way, or nobody measures it."""
+
     @abstractmethod
     def forward(
         self,

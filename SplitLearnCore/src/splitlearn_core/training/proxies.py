@@ -57,6 +57,17 @@ class GradientProxies:
         for parameter, norm in zip(self.parameters.values(), norms_N.tolist(), strict=True):
             parameter.grad = torch.tensor([norm, TINY], dtype=parameter.dtype, device=parameter.device)
 
+    def poison(self) -> None:
+        """Take it that the trunk's gradients are NaN: what came to the cut was, and the trunk was not asked."""
+        for parameter in self.parameters.values():
+            parameter.grad = torch.full_like(parameter, torch.nan)
+
+    @property
+    def is_poisoned(self) -> bool:
+        """Whether the trunk was not asked for gradients of this update, or those were multiplied by NaN."""
+        gradient = None if self.first is None else self.first.grad
+        return gradient is not None and not bool(gradient[1].isfinite())
+
     def scale(self) -> torch.Tensor | None:
         """Return by what all gradients were multiplied since they were taken, a float32 scalar; None for not at all."""
         assert self.first is not None

@@ -14,6 +14,7 @@ from splitlearn_core.errors import TrainingError
 from splitlearn_core.training.checkpoint import load_checkpoint, save_adapter, save_checkpoint
 from splitlearn_core.training.choice import Trainable, choose
 from splitlearn_core.training.crossing import TrunkPasses
+from splitlearn_core.training.guard import Guard, GuardConfig
 from splitlearn_core.training.installation import Installation
 from splitlearn_core.training.optimizers import defaults_of, make_optimizer, optimizer_class, said_of
 from splitlearn_core.training.port import ParameterGroup, TrunkTrainingSpec
@@ -44,6 +45,8 @@ class TrainingRun:
     """What the trunk was told."""
     installed: Installation
     """What the run changed of the model."""
+    guard: Guard
+    """Watches its gradients; has counted the updates that were not done."""
 
     def save_checkpoint(self, tag: str, directory: str | Path = "checkpoints") -> Path:
         """Write both sides, between two steps: what `resume` needs to go on bit for bit.
@@ -111,6 +114,7 @@ def start_training(
     optimizer: str | type[optim.Optimizer],
     seed: int,
     recompute: bool,
+    guard: GuardConfig | None,
     options: Mapping[str, Any],
 ) -> TrainingRun:
     """Begin to train some parts of a split model; arguments as in `SplitModel.start_training`.
@@ -128,9 +132,10 @@ def start_training(
     installed = Installation(model, trainable, proxies)
     if model.passes is not None:  # those of a loop that had no run
         model.passes.close()
-    model.passes = passes = TrunkPasses(training, proxies, seed, model.trunk.info.dtype)
-    both = make_optimizer(base, [{**group, "params": installed.parameters}], proxies, passes.update)
-    model.run = TrainingRun(model, both, passes, trainable.adapter, spec, installed)
+    watching = Guard(guard or GuardConfig())
+    model.passes = passes = TrunkPasses(training, proxies, seed, model.trunk.info.dtype, watching)
+    both = make_optimizer(base, [{**group, "params": installed.parameters}], proxies, passes.update, watching)
+    model.run = TrainingRun(model, both, passes, trainable.adapter, spec, installed, watching)
     return model.run
 
 

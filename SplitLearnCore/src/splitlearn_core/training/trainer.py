@@ -1,0 +1,238 @@
+"""`transformers.Trainer` for a split model: both sides in every checkpoint, and a lost trunk is waited for.
+
+Progress bars, evaluation, schedules, accumulation, clipping and reports are `Trainer`'s own. A checkpoint of it is a
+directory `checkpoint-N`; beside `Trainer`'s files there are both halves of the training, in `split/`.
+"""
+
+import logging
+import shutil
+import time
+from collections.abc import Mapping
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch import nn
+
+from splitlearn_core.errors import TrainingError, TrainingLostError
+from splitlearn_core.parts.client import SplitModel
+from splitlearn_core.training.arguments import SplitTrainingArguments
+from splitlearn_core.training.curves import CURVES, draw_curves
+from splitlearn_core.training.run import TrainingRun
+
+try:
+    from transformers import Trainer
+    from transformers.trainer import SCHEDULER_NAME, TRAINER_STATE_NAME
+    from transformers.trainer_utils import TrainOutput
+except ImportError as error:
+    raise ImportError("SplitTrainer needs accelerate: pip install 'splitlearn-core[train]'") from error
+
+if TYPE_CHECKING:
+    from peft import LoraConfig
+
+logger = logging.getLogger(__name__)
+HALVES = "split"
+"""Directory of both halves in a checkpoint of `Trainer`."""
+BEGINNING = "beginning"
+"""The checkpoint that is there before the first step, until there is another."""
+LOST = (ConnectionError, TimeoutError)
+"""What a trunk that cannot be reached raises, whatever the wire is."""
+LONGEST_PAUSE_S = 5.0
+
+
+class SplitTrainer(Trainer):
+    """Trains a split model as `transformers.Trainer` trains a whole one.
+
+    Args:
+        model: a split model; a run that it has already (`model.start_training`) is taken over as it is.
+        args: see `SplitTrainingArguments`; None for the defaults.
+        lora: adapter of the parts that train, as `peft` takes it for the whole model; None to train all their weights.
+        **others: those of `transformers.Trainer`, without `optimizers` and `model_init`.
+
+    Raises:
+        TrainingError: the model is not split, or what the arguments ask for cannot be trained.
+    """
+
+    def __init__(
+        self,
+        model: SplitModel,
+        args: SplitTrainingArguments | None = None,
+        *,
+        lora: "LoraConfig | None" = None,
+        **others: Any,
+    ) -> None:
+        if not isinstance(model, SplitModel):
+            raise TrainingError(
+                f"SplitTrainer takes a split model; got {type(model).__name__}: use transformers.Trainer"
+            )
+        if refused := sorted({"optimizers", "optimizer_cls_and_kwargs", "model_init"} & set(others)):
+            raise TrainingError(f"SplitTrainer makes the optimizer of both sides itself; it takes no {refused[0]}")
+        self.arguments = args = args or SplitTrainingArguments()
+        self.directory = Path(args.output_dir or ".")
+        self.run = model.run or _start(model, args, lora)
+        self._times: Mapping[str, float] = {}
+        super().__init__(model, args, optimizers=(self.run.optimizer, None), **others)
+
+    def train(self, resume_from_checkpoint: str | bool | None = None, *args: Any, **kwargs: Any) -> TrainOutput:
+        """Train; when the trunk is lost, wait for it and go on from the last checkpoint, bit for bit.
+
+        Args:
+            resume_from_checkpoint: a directory `checkpoint-N`, or True for the last whole one of the output directory.
+            *args: as in `transformers.Trainer`.
+            **kwargs: as in `transformers.Trainer`.
+
+        Raises:
+            TrainingError: there is no such checkpoint, it is of another training, or updates make no sense any more.
+            ConnectionError: the trunk was lost and did not come back in `reconnect_timeout_s`.
+        """
+        checkpoint = self._checkpoint(resume_from_checkpoint)
+        if checkpoint is None:
+            self.run.save_checkpoint(BEGINNING, self.directory)
+        patience = Patience(self.arguments.reconnect_timeout_s)
+        while True:
+            try:
+                done = super().train(None if checkpoint is None else str(checkpoint), *args, **kwargs)
+                break
+            except LOST as error:
+                patience.wait(error, self.state.global_step)
+                checkpoint = last_checkpoint(self.directory)
+                if checkpoint is None:
+                    self._begin_again(patience)
+        shutil.rmtree(self.directory / BEGINNING, ignore_errors=True)
+        if self.arguments.draw_curves:
+            draw_curves(self.state.log_history, self.directory / CURVES)
+        return done
+
+    def _checkpoint(self, asked: str | bool | None) -> Path | None:
+        if not asked:
+            return None
+        found = last_checkpoint(self.directory) if asked is True else Path(str(asked))
+        if found is None or not is_whole(found):
+            where = self.directory if found is None else found
+            raise TrainingError(
+                f"there is no whole checkpoint of a split training in {where}; leave --resume out to begin"
+            )
+        return found
+
+    def _begin_again(self, patience: "Patience") -> None:
+        while True:
+            try:
+                return self.run.resume(BEGINNING, self.directory)
+            except LOST as error:
+                patience.wait(error, 0)
+
+    def training_step(self, model: nn.Module, inputs: dict[str, Any], *args: Any, **kwargs: Any) -> torch.Tensor:
+        """Do one forward and backward; a batch that the network lost may be left out."""
+        try:
+            return super().training_step(model, inputs, *args, **kwargs)
+        except LOST as error:
+            if self.arguments.guard_lost != "skip" or isinstance(error, TrainingLostError):
+                raise
+            logger.warning("a batch was lost on the way, and is left out: %s", error)
+            self.run.guard.lose(str(error))
+            return torch.zeros((), device=self.args.device)
+
+    def log(self, logs: dict[str, float], *args: Any, **kwargs: Any) -> None:
+        """Report, and beside what `Trainer` reports how fast it went and where the time went."""
+        if "loss" in logs:
+            logs |= self._measured()
+        super().log(logs, *args, **kwargs)
+
+    def _measured(self) -> dict[str, float]:
+        now = {"at": time.perf_counter(), "step": self.state.global_step, **self.run.passes.seconds()}
+        before, self._times = self._times, now
+        if not before:
+            return {}
+        wall_s, steps = now["at"] - before["at"], now["step"] - before["step"]
+        shares = {f"{name}_share": (now[name] - before[name]) / wall_s for name in ("trunk", "network") if name in now}
+        rows = steps * self._train_batch_size * self.args.gradient_accumulation_steps
+        left_out = {f"{kind}_updates": float(count) for kind, count in self.run.guard.counts.items()}
+        return {"samples_per_second": rows / wall_s, **shares, **left_out}
+
+    def save_model(self, output_dir: str | None = None, _internal_call: bool = False) -> None:
+        """Write the adapter of all parts as one ordinary adapter of the whole model, for plain `peft`.
+
+        Raises:
+            TrainingError: all weights train, and no adapter.
+        """
+        directory = self.directory if output_dir is None else Path(output_dir)
+        if _internal_call and (self.run.adapter is None or not self.args.save_only_model):
+            directory.mkdir(parents=True, exist_ok=True)  # both halves follow
+            return
+        self.run.save_adapter(directory)
+        if self.processing_class is not None:
+            self.processing_class.save_pretrained(directory)
+
+    def _save_optimizer_and_scheduler(self, output_dir: str) -> None:
+        self.run.save_checkpoint(HALVES, output_dir)
+        assert self.lr_scheduler is not None, "it is made before the first step"
+        torch.save(self.lr_scheduler.state_dict(), Path(output_dir) / SCHEDULER_NAME)
+
+    def _load_from_checkpoint(self, resume_from_checkpoint: str, model: nn.Module | None = None) -> None:
+        # Trainer loads the state of the generators itself, when it has passed the data that was seen.
+        state = torch.get_rng_state()
+        self.run.resume(HALVES, resume_from_checkpoint)
+        torch.set_rng_state(state)
+
+    def _load_optimizer_and_scheduler(self, checkpoint: str | None) -> None:
+        if checkpoint is None:
+            return
+        assert self.lr_scheduler is not None, "it is made before"
+        self.lr_scheduler.load_state_dict(torch.load(Path(checkpoint) / SCHEDULER_NAME, weights_only=True))
+        # The schedule was made after the optimizer's state came back, and began with the first rate.
+        for group, rate in zip(self.run.optimizer.param_groups, self.lr_scheduler.get_last_lr(), strict=True):
+            group["lr"] = rate
+
+    def _load_best_model(self) -> None:
+        assert self.state.best_model_checkpoint is not None, "asked only where there is one"
+        logger.info("going back to the best checkpoint, %s", self.state.best_model_checkpoint)
+        self.run.resume(HALVES, self.state.best_model_checkpoint)
+
+
+class Patience:
+    """How long a lost trunk is waited for; anew whenever some step was done since.
+
+    Args:
+        timeout_s: in all.
+    """
+
+    def __init__(self, timeout_s: float) -> None:
+        self._timeout_s = timeout_s
+        self._since_s: float | None = None
+        self._at_step = -1
+        self._pause_s = 0.1
+
+    def wait(self, error: Exception, at_step: int) -> None:
+        """Wait a little before the next try; raises the error when there was time enough."""
+        now_s = time.monotonic()
+        if self._since_s is None or at_step > self._at_step:
+            self._since_s, self._at_step, self._pause_s = now_s, at_step, 0.1
+        if now_s - self._since_s >= self._timeout_s:
+            raise error
+        logger.warning("the trunk was lost at step %d, and is waited for: %s", at_step, error)
+        time.sleep(min(self._pause_s, self._timeout_s - (now_s - self._since_s)))
+        self._pause_s = min(2 * self._pause_s, LONGEST_PAUSE_S)
+
+
+def last_checkpoint(output_dir: str | Path) -> Path | None:
+    """Return the newest checkpoint of a directory that was written to its end; None if there is none."""
+    numbered = {int(path.name.rpartition("-")[2]): path for path in Path(output_dir).glob("checkpoint-[0-9]*")}
+    return next((numbered[number] for number in sorted(numbered, reverse=True) if is_whole(numbered[number])), None)
+
+
+def is_whole(checkpoint: Path) -> bool:
+    """Return whether a checkpoint was written to its end: the state of `Trainer` comes last."""
+    return (checkpoint / HALVES).is_dir() and (checkpoint / TRAINER_STATE_NAME).is_file()
+
+
+def _start(model: SplitModel, args: SplitTrainingArguments, lora: "LoraConfig | None") -> TrainingRun:
+    kind, options = args.optimizer()
+    return model.start_training(
+        train=args.train_parts,
+        lora=lora,
+        optimizer=kind,
+        seed=args.seed,
+        recompute=args.recompute_trunk,
+        guard=args.guard(),
+        **options,
+    )

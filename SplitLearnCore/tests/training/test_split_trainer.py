@@ -1,0 +1,227 @@
+"""`SplitTrainer` trains as `Trainer` trains the whole model, and goes on from its checkpoints bit for bit."""
+
+import copy
+import json
+import math
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from peft import LoraConfig, PeftModel, get_peft_model
+from torch import nn
+from torch.utils.data import Dataset
+from transformers import Trainer, TrainerCallback, TrainingArguments
+
+from splitlearn.training import SplitTrainer, SplitTrainingArguments
+from splitlearn_core import LocalTrunk, TrainingError, Trunk
+from splitlearn_core.training.port import TrunkTraining, TrunkTrainingSpec
+from splitlearn_core.training.trainer import Patience, last_checkpoint
+from tests.support.families import Split, tiny_split
+from tests.support.training import assert_same, batches, whole_weights, without_prefix
+
+pytestmark = pytest.mark.filterwarnings("ignore::FutureWarning")
+
+
+class Rows(Dataset[dict[str, torch.Tensor]]):
+    """Single rows of the micro-batches."""
+
+    def __init__(self, num: int = 8) -> None:
+        self.rows = [{key: tensor[row] for key, tensor in batch.items()} for batch in batches(num) for row in (0, 1)]
+
+    def __len__(self) -> int:
+        return len(self.rows)
+
+    def __getitem__(self, index: int) -> dict[str, torch.Tensor]:
+        return self.rows[index]
+
+
+def lora() -> LoraConfig:
+    return LoraConfig(r=4, target_modules="all-linear")
+
+
+def options(directory: Path, **further: Any) -> dict[str, Any]:
+    return {
+        "output_dir": str(directory),
+        "max_steps": 6,
+        "per_device_train_batch_size": 2,
+        "gradient_accumulation_steps": 2,
+        "learning_rate": 1e-2,
+        "weight_decay": 0.1,
+        "max_grad_norm": 0.05,
+        "lr_scheduler_type": "cosine",
+        "warmup_steps": 2,
+        "logging_steps": 1,
+        "save_strategy": "no",
+        "use_cpu": True,
+        "disable_tqdm": True,
+        **further,
+    }
+
+
+def trainer_of(split: Split, directory: Path, callbacks: Any = None, **further: Any) -> SplitTrainer:
+    torch.manual_seed(5)
+    arguments = SplitTrainingArguments(**options(directory, **further))
+    return SplitTrainer(
+        split.client, arguments, lora=lora(), train_dataset=Rows(), eval_dataset=Rows(2), callbacks=callbacks
+    )
+
+
+def told(trainer: Trainer) -> list[tuple[float, float, float]]:
+    return [(e["loss"], e["grad_norm"], e["learning_rate"]) for e in trainer.state.log_history if "loss" in e]
+
+
+def test_it_trains_as_the_trainer_of_the_whole_model(tmp_path: Path) -> None:
+    split = tiny_split("llama")
+    torch.manual_seed(5)
+    whole = get_peft_model(copy.deepcopy(split.whole), lora())
+    plain = Trainer(whole.base_model.model, TrainingArguments(**options(tmp_path / "whole")), train_dataset=Rows())
+    plain.train()
+    trainer = trainer_of(split, tmp_path / "split")
+    trainer.train()
+    assert told(trainer) == told(plain)
+    assert len(told(plain)) == 6
+    assert_same(trainer.run, whole, without_prefix)
+
+
+def test_it_goes_on_from_a_checkpoint_bit_for_bit(tmp_path: Path) -> None:
+    saving = {"save_strategy": "steps", "save_steps": 2}
+    straight = trainer_of(tiny_split("llama"), tmp_path / "straight", **saving)
+    straight.train()
+    again = trainer_of(tiny_split("llama"), tmp_path / "straight", **saving)
+    again.train(resume_from_checkpoint=str(tmp_path / "straight" / "checkpoint-2"))
+    assert told(again) == told(straight)
+    expected, got = whole_weights(straight.run), whole_weights(again.run)
+    assert all(torch.equal(got[name], tensor) for name, tensor in expected.items())
+    assert again.run.update_id == 6
+
+
+def test_a_checkpoint_that_was_not_finished_is_passed_over(tmp_path: Path) -> None:
+    saving = {"save_strategy": "steps", "save_steps": 2}
+    trainer_of(tiny_split("llama"), tmp_path, **saving).train()
+    (tmp_path / "checkpoint-6" / "trainer_state.json").unlink()
+    assert last_checkpoint(tmp_path) == tmp_path / "checkpoint-4"
+    again = trainer_of(tiny_split("llama"), tmp_path, **saving)
+    again.train(resume_from_checkpoint=True)
+    assert again.state.global_step == 6
+    assert last_checkpoint(tmp_path) == tmp_path / "checkpoint-6"
+
+
+class Losing(LocalTrunk):
+    """A trunk that is lost at some updates, once each."""
+
+    def __init__(self, trunk: Trunk, lost_at: set[int]) -> None:
+        super().__init__(trunk)
+        self.lost_at = lost_at
+
+    def start_training(self, spec: TrunkTrainingSpec) -> TrunkTraining:
+        training = super().start_training(spec)
+        update = training.update
+
+        def losing(update_id: int, *rest: Any) -> None:
+            if update_id in self.lost_at:
+                self.lost_at.remove(update_id)
+                raise ConnectionError("gone")
+            update(update_id, *rest)
+
+        training.update = losing  # type: ignore[method-assign]
+        return training
+
+
+@pytest.mark.parametrize("save_steps", [2, 100])
+def test_it_goes_on_where_the_trunk_comes_back(tmp_path: Path, save_steps: int) -> None:
+    """With a checkpoint to go on from, and with none but the beginning."""
+    straight = trainer_of(tiny_split("llama"), tmp_path / "straight")
+    straight.train()
+    split = tiny_split("llama")
+    split.client.trunk = losing = Losing(split.trunk, {4, 6})
+    trainer = trainer_of(split, tmp_path / "lossy", save_strategy="steps", save_steps=save_steps)
+    trainer.train()
+    assert not losing.lost_at
+    assert told(trainer)[-1] == told(straight)[-1]
+    expected, got = whole_weights(straight.run), whole_weights(trainer.run)
+    assert all(torch.equal(got[name], tensor) for name, tensor in expected.items())
+    assert not (tmp_path / "lossy" / "beginning").exists()
+
+
+def test_it_does_not_wait_for_ever() -> None:
+    patience = Patience(0.0)
+    with pytest.raises(ConnectionError, match="gone"):
+        patience.wait(ConnectionError("gone"), 3)
+
+
+def test_the_best_checkpoint_is_what_is_kept(tmp_path: Path) -> None:
+    class Spoil(TrainerCallback):
+        def on_step_end(self, args: Any, state: Any, control: Any, **_: Any) -> None:
+            if state.global_step == 4:
+                with torch.no_grad():
+                    for parameter in split.client.get_output_embeddings().parameters():
+                        parameter.mul_(-3)
+
+    split = tiny_split("llama")
+    every = {"eval_strategy": "steps", "eval_steps": 2, "save_strategy": "steps", "save_steps": 2}
+    best = {"load_best_model_at_end": True, "metric_for_best_model": "loss"}
+    trainer = trainer_of(split, tmp_path, [Spoil()], **every, **best)
+    trainer.train()
+    assert trainer.state.best_model_checkpoint == str(tmp_path / "checkpoint-2")
+    assert trainer.run.update_id == 2
+
+
+def test_the_adapter_is_one_that_plain_peft_loads(tmp_path: Path) -> None:
+    split = tiny_split("qwen3")
+    whole = copy.deepcopy(split.whole)
+    trainer = trainer_of(split, tmp_path)
+    trainer.train()
+    trainer.save_model(str(tmp_path / "adapter"))
+    plain = PeftModel.from_pretrained(whole, str(tmp_path / "adapter"))
+    expected = whole_weights(trainer.run)
+    got = {without_prefix(name): tensor for name, tensor in plain.named_parameters() if "lora_" in name}
+    assert got.keys() == expected.keys()
+    assert all(torch.equal(got[name], tensor) for name, tensor in expected.items())
+
+
+def test_it_draws_curves_and_says_where_the_time_went(tmp_path: Path) -> None:
+    trainer = trainer_of(tiny_split("llama"), tmp_path)
+    trainer.train()
+    assert (tmp_path / "curves.png").read_bytes().startswith(b"\x89PNG")
+    entries = [entry for entry in trainer.state.log_history if "loss" in entry][1:]
+    assert all(0 < entry["trunk_share"] < 1 and entry["samples_per_second"] > 0 for entry in entries)
+    assert len(entries) == 5
+
+
+def test_batches_whose_loss_is_nan_are_left_out_and_counted(tmp_path: Path) -> None:
+    class Poisoned(SplitTrainer):
+        def compute_loss(self, model: nn.Module, inputs: dict[str, Any], *args: Any, **kwargs: Any) -> Any:
+            loss = super().compute_loss(model, inputs, *args, **kwargs)
+            return loss * math.nan if self.state.global_step == 2 else loss
+
+    torch.manual_seed(5)
+    trainer = Poisoned(
+        tiny_split("llama").client, SplitTrainingArguments(**options(tmp_path)), lora=lora(), train_dataset=Rows()
+    )
+    trainer.train()
+    assert trainer.run.update_id == 5
+    assert trainer.state.log_history[-2]["nonfinite_updates"] == 1
+    assert all(tensor.isfinite().all() for tensor in whole_weights(trainer.run).values())
+
+
+def test_what_cannot_be(tmp_path: Path) -> None:
+    split = tiny_split("llama")
+    arguments = SplitTrainingArguments(**options(tmp_path))
+    with pytest.raises(TrainingError, match="SplitTrainer takes a split model; got LlamaForCausalLM"):
+        SplitTrainer(split.whole, arguments, train_dataset=Rows())  # type: ignore[arg-type]
+    with pytest.raises(TrainingError, match="it takes no optimizers"):
+        SplitTrainer(split.client, arguments, optimizers=(None, None))
+    with pytest.raises(TrainingError, match="on_nonfinite is one of skip, lower_rate, stop; got 'ignore'"):
+        SplitTrainingArguments(**options(tmp_path, guard_nonfinite="ignore"))
+    with pytest.raises(TrainingError, match="train= takes one or more of"):
+        SplitTrainer(split.client, SplitTrainingArguments(**options(tmp_path, train_parts=["head"])), lora=lora())
+    trainer = trainer_of(split, tmp_path / "none")
+    with pytest.raises(TrainingError, match=r"no whole checkpoint of a split training in .*none"):
+        trainer.train(resume_from_checkpoint=True)
+    trainer.run.save_checkpoint("split", tmp_path / "checkpoint-1")
+    (tmp_path / "checkpoint-1" / "trainer_state.json").write_text(json.dumps({}))
+    trainer.run.close()
+    other = trainer_of(tiny_split("qwen3"), tmp_path)
+    with pytest.raises(TrainingError, match="its model_type is llama, here qwen3"):
+        other.train(resume_from_checkpoint=True)
