@@ -9,6 +9,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from peft import PeftModel
 
 from splitlearn_comm import GRPCComputeClient, ResourceExhaustedError
 from splitlearn_core import load_tokenizer
@@ -63,6 +64,19 @@ def test_split_learning_minimal() -> None:
     assert len(losses) == len(crossing) == 12
     assert all("and from it: gradients [1, " in line for line in crossing)
     assert losses[-1] < losses[0] / 4
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", ["train_loop", "train_with_trainer", "train_split_trainer"])
+def test_fine_tuning(name: str, tmp_path: Path) -> None:
+    with serving_program(["examples/quickstart_server.py", "builtin", "0"], ended_by=signal.SIGINT) as address:
+        result = run_program([str(ROOT / "examples" / f"{name}.py"), address], directory=tmp_path)
+    assert result.returncode == 0, result.stderr
+    losses = [float(loss) for loss in re.findall(r"(?<!eval_)loss'?:? '?([\d.]+)", result.stdout)]
+    assert len(losses) in (4, 5, 12)
+    assert losses[-1] < losses[0]
+    plain = PeftModel.from_pretrained(load_whole(builtin_directory()), str(tmp_path / "adapter"))
+    assert any(p.abs().sum() > 0 for name, p in plain.named_parameters() if "lora_B" in name)
 
 
 @pytest.mark.slow

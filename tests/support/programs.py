@@ -12,11 +12,15 @@ LISTENING = "listening at "
 
 
 def run_program(
-    arguments: Sequence[str], environment: Mapping[str, str] | None = None, *, timeout_s: float = 240.0
+    arguments: Sequence[str],
+    environment: Mapping[str, str] | None = None,
+    *,
+    timeout_s: float = 240.0,
+    directory: Path = ROOT,
 ) -> subprocess.CompletedProcess[str]:
-    """Run `python ARGUMENTS` at the root of the repository to its end. Check the returncode."""
+    """Run `python ARGUMENTS` in a directory, by default the root of the repository, to its end. Check the returncode."""
     command = [sys.executable, *arguments]
-    return subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True, timeout=timeout_s)
+    return subprocess.run(command, cwd=directory, env=environment, capture_output=True, text=True, timeout=timeout_s)
 
 
 @contextmanager

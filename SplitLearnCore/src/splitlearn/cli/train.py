@@ -1,5 +1,6 @@
 """`splitlearn train`: an adapter, or all weights, from a file of text."""
 
+import warnings
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -93,6 +94,8 @@ def train(
         raise OptionError(f"--precision takes float32, bf16 or fp16; got {precision!r}")
     with needing("`splitlearn train` needs peft: pip install 'splitlearn-core[train]'"):
         import peft  # noqa: F401  # looked for before a model is loaded
+    # Of two layouts of weights peft chooses the right one and says so, and transformers calls its own old names.
+    warnings.filterwarnings("ignore", module=r"peft\.|transformers\.")
     out = Console(highlight=False, soft_wrap=True)
     torch.manual_seed(seed)
     connection = connection_options(token=token, tls=tls, ca=tls_ca, certificate=tls_certificate, key=tls_key)

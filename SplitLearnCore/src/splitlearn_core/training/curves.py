@@ -7,8 +7,8 @@ from typing import Any
 
 logger = logging.getLogger(__name__)
 CURVES = "curves.png"
-PANELS = (("loss", "eval_loss"), ("grad_norm",), ("learning_rate",))
-"""What is drawn, from top to bottom; those of one panel share its axis."""
+PANELS = ({"loss": "loss", "eval_loss": "loss, held out"}, {"grad_norm": "gradient norm"}, {"learning_rate": "rate"})
+"""What is drawn, from top to bottom, and what it is called; those of one panel share its axis."""
 
 
 def draw_curves(log: Sequence[dict[str, Any]], path: Path) -> bool:
@@ -31,9 +31,9 @@ def draw_curves(log: Sequence[dict[str, Any]], path: Path) -> bool:
         return False
     figure = Figure(figsize=(8, 2.2 * len(panels)), layout="constrained")
     for axes, names in zip(figure.subplots(len(panels), squeeze=False, sharex=True)[:, 0], panels, strict=True):
-        for name in names:
+        for name, label in names.items():
             if points := points_of(log, name):
-                axes.plot(*zip(*points, strict=True), marker="." if len(points) < 50 else "", label=name)
+                axes.plot(*zip(*points, strict=True), marker="." if len(points) < 50 else "", label=label)
         axes.legend(frameon=False)
         axes.grid(alpha=0.3)
     axes.set_xlabel("updates")
