@@ -18,7 +18,7 @@ def run_program(
     timeout_s: float = 240.0,
     directory: Path = ROOT,
 ) -> subprocess.CompletedProcess[str]:
-    """Run `python ARGUMENTS` in a directory, by default the root of the repository, to its end. Check the returncode."""
+    """Run `python ARGUMENTS`, in the root of the repository unless said, to its end. Check the returncode."""
     command = [sys.executable, *arguments]
     return subprocess.run(command, cwd=directory, env=environment, capture_output=True, text=True, timeout=timeout_s)
 
