@@ -15,9 +15,12 @@ from splitlearn_comm import (
     KVEntries,
     KVEntry,
     SequenceTooLongError,
+    ServiceInfo,
 )
 from splitlearn_comm.quickstart import Client
 from splitlearn_comm.testing import Identity
+from splitlearn_comm.training import BackwardPass, ForwardPass, TrainingAction
+from splitlearn_comm.validation import Validator
 
 GOOD = torch.ones(2, 3, 4)
 WITH_NAN, WITH_INF = GOOD.clone(), GOOD.clone()
@@ -118,3 +121,27 @@ def test_a_session_needs_a_sequence() -> None:
         with client.session() as session, pytest.raises(InvalidRequestError, match=re.escape("[B, T, ...]")):
             session.step(torch.ones(3))
         assert client.compute(torch.tensor(2)).item() == 2
+
+
+MIXED = Validator(ServiceInfo(name="trunk", hidden_size=4, dtype=torch.float32))
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float16, torch.bfloat16])
+def test_in_mixed_precision_the_dtypes_of_it_are_taken_and_overflows_too(dtype: torch.dtype) -> None:
+    MIXED.check_training(ForwardPass(1, WITH_INF.to(dtype), autocast=torch.bfloat16))
+    MIXED.check_training(BackwardPass(1, WITH_INF.to(dtype)))
+
+
+@pytest.mark.parametrize(
+    ("action", "said"),
+    [
+        (ForwardPass(1, GOOD.bfloat16()), "expected torch.float32, came torch.bfloat16; convert"),
+        (ForwardPass(1, WITH_INF), "NaN or infinity"),
+        (ForwardPass(1, GOOD, autocast=torch.int8), "autocast of torch.float16 or torch.bfloat16.*came torch.int8"),
+        (ForwardPass(1, GOOD.double(), autocast=torch.bfloat16), "came torch.float64"),
+        (BackwardPass(1, GOOD.double()), "came torch.float64"),
+    ],
+)
+def test_what_is_not_of_it_is_refused(action: TrainingAction, said: str) -> None:
+    with pytest.raises(InvalidRequestError, match=said):
+        MIXED.check_training(action)

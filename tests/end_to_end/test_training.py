@@ -14,16 +14,23 @@ from torch import nn
 from splitlearn import SplitModelForCausalLM
 from splitlearn.remote import RemoteTrunk
 from splitlearn_comm import GRPCComputeServer, UnsupportedOperationError
+from splitlearn_core import TrainingError
+from splitlearn_core.split.layers import find_layers
 from splitlearn_core.training.seeding import seeded_dropout
 from splitlearn_manager.runtime.hosted_trunk import HostedTrunk
 from splitlearn_manager.runtime.training_desk import TrainingLimits
 from tests.support.families import Split, tiny_split
-from tests.support.training import assert_same, fit, whole_weights, without_prefix
+from tests.support.training import NUM_STEPS, assert_same, fit, whole_weights, without_prefix
 from tests.support.trunk_process import TrunkProcess
 
 
 def lora() -> LoraConfig:
     return LoraConfig(r=4, target_modules="all-linear", lora_dropout=0.1)
+
+
+def in_bfloat16(output: torch.Tensor | tuple[torch.Tensor, None]) -> Any:
+    """What a layer returned, in bfloat16, in the form that it had."""
+    return (in_bfloat16(output[0]), *output[1:]) if isinstance(output, tuple) else output.to(torch.bfloat16)
 
 
 @contextmanager
@@ -61,6 +68,64 @@ def test_all_weights_where_the_server_allows_it() -> None:
         run = split.client.start_training(optimizer="sgd", lr=0.1, momentum=0.9)
         assert fit(split.client, run.optimizer, clip=1.0) == expected
         assert_same(run, whole)
+
+
+@pytest.mark.parametrize("recompute", [False, True])
+@pytest.mark.parametrize("family", ["gpt2", "llama", "qwen3"])
+def test_an_adapter_in_mixed_precision(family: str, recompute: bool) -> None:
+    split = tiny_split(family)
+    torch.manual_seed(5)
+    whole = get_peft_model(copy.deepcopy(split.whole), lora())
+    optimizer = torch.optim.AdamW([p for p in whole.parameters() if p.requires_grad], lr=1e-2)
+    with seeded_dropout(whole.base_model.model, 3):
+        expected = fit(whole, optimizer, clip=0.05, autocast=torch.bfloat16)
+    with across_the_wire(split):
+        torch.manual_seed(5)
+        run = split.client.start_training(lora=lora(), lr=1e-2, recompute=recompute)
+        with seeded_dropout(split.client, 3):
+            assert fit(split.client, run.optimizer, clip=0.05, autocast=torch.bfloat16) == expected
+        assert_same(run, whole, without_prefix)
+
+
+def test_hidden_states_and_gradients_cross_in_the_dtype_that_they_have_there() -> None:
+    split = tiny_split("llama")
+    whole = copy.deepcopy(split.whole).requires_grad_(True)
+    for model, index in ((whole, 1), (split.client, 1), (whole, 3), (split.trunk, 3)):
+        # As of an architecture whose layers end with a product of matrices.
+        find_layers(model).layers[index].register_forward_hook(
+            lambda layer, args, output: in_bfloat16(output), prepend=True
+        )
+    expected = fit(whole, torch.optim.SGD(whole.parameters(), lr=0.1), autocast=torch.bfloat16)
+    with across_the_wire(split, allow_full=True):
+        run = split.client.start_training(optimizer="sgd", lr=0.1)
+        assert fit(split.client, run.optimizer, autocast=torch.bfloat16) == expected
+        assert_same(run, whole)
+
+
+def test_all_weights_in_float16_with_steps_that_overflow() -> None:
+    split = tiny_split("llama")
+    whole = copy.deepcopy(split.whole).requires_grad_(True)
+    scalers = [torch.amp.GradScaler("cpu", init_scale=2.0**40, backoff_factor=2.0**-8) for _ in range(2)]
+    optimizer = torch.optim.SGD(whole.parameters(), lr=0.1, momentum=0.9)
+    expected = fit(whole, optimizer, clip=1.0, autocast=torch.float16, scaler=scalers[0])
+    with across_the_wire(split, allow_full=True):
+        run = split.client.start_training(optimizer="sgd", lr=0.1, momentum=0.9)
+        assert fit(split.client, run.optimizer, clip=1.0, autocast=torch.float16, scaler=scalers[1]) == expected
+        assert 0 < run.update_id < NUM_STEPS
+        assert_same(run, whole)
+
+
+def test_hidden_states_that_overflow_reach_the_scaler() -> None:
+    split = tiny_split("llama")
+    with across_the_wire(split):
+        run = split.client.start_training(lora=lora(), lr=1e-2)
+        with torch.no_grad():
+            split.client.model.embed_tokens.weight.mul_(float("inf"))
+        scaler = torch.amp.GradScaler("cpu")
+        fit(split.client, run.optimizer, num_steps=1, autocast=torch.float16, scaler=scaler)
+        assert run.update_id == 0
+        with pytest.raises(TrainingError, match="NaN or infinity"):
+            fit(split.client, run.optimizer, num_steps=1)
 
 
 def test_a_server_that_refuses_leaves_the_model_as_it_was() -> None:

@@ -23,19 +23,29 @@ def batches(num: int, vocab_size: int = 90) -> list[dict[str, torch.Tensor]]:
 
 
 def fit(
-    model: nn.Module, optimizer: Any, clip: float | None = None, scale: float = 1.0, num_steps: int = NUM_STEPS
+    model: nn.Module,
+    optimizer: Any,
+    clip: float | None = None,
+    scale: float = 1.0,
+    num_steps: int = NUM_STEPS,
+    autocast: torch.dtype | None = None,
+    scaler: torch.amp.GradScaler | None = None,
 ) -> list[float]:
     """Two micro-batches to a step; return the losses."""
     model.train()
+    scaler = scaler or torch.amp.GradScaler("cpu", enabled=False)
     losses = []
     for index, batch in enumerate(batches(2 * num_steps)):
-        loss = model(**batch).loss
-        (loss / 2 * scale).backward()
+        with torch.autocast("cpu", dtype=autocast, enabled=autocast is not None):
+            loss = model(**batch).loss
+        scaler.scale(loss / 2 * scale).backward()
         losses.append(loss.item())
         if index % 2:
             if clip is not None:
+                scaler.unscale_(optimizer)
                 nn.utils.clip_grad_norm_(model.parameters(), clip)
-            optimizer.step()
+            scaler.step(optimizer)
+            scaler.update()
             optimizer.zero_grad()
     return losses
 

@@ -40,7 +40,7 @@ class StartTraining:
     groups: Sequence[ParameterGroup] = ()
     """Which parameters train."""
     recompute: bool = False
-    """Keep no activations between forward and backward."""
+    """Keep only what enters each layer between forward and backward."""
 
 
 @dataclass(frozen=True)
@@ -61,6 +61,8 @@ class ForwardPass:
     """Number of the forward."""
     has_backward: bool = True
     """Whether a backward may follow; if not, nothing is kept."""
+    autocast: torch.dtype | None = None
+    """float16 or bfloat16: what the layers run under, in mixed precision; None for none."""
 
 
 @dataclass(frozen=True)

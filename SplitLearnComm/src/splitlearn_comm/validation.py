@@ -15,6 +15,11 @@ from splitlearn_comm.errors import FingerprintMismatchError, InvalidRequestError
 from splitlearn_comm.messages import ComputeCall, Forward, KVEntries, ServiceInfo, SessionState
 from splitlearn_comm.training import BackwardPass, ForwardPass, TrainingAction, Update
 
+AUTOCAST = (torch.float16, torch.bfloat16)
+"""Dtypes of mixed precision."""
+MIXED = (torch.float32, *AUTOCAST)
+"""What hidden states and gradients may have in it, whatever the weights have."""
+
 
 class Validator:
     """Holds what arrives against what the service says about itself.
@@ -48,11 +53,14 @@ class Validator:
         """Raise `InvalidRequestError` or `SequenceTooLongError` for a step of training that cannot be done."""
         match action:
             case ForwardPass():
-                self._check(action.hidden, 0, action.attention_mask, action.position_ids)
+                _check_autocast(action.autocast)
+                is_mixed = action.autocast is not None
+                self._check(action.hidden, 0, action.attention_mask, action.position_ids, is_mixed=is_mixed)
             case BackwardPass():
-                # Not whether it is finite: what is to be done about an overflow is for the client to decide.
+                # Not whether it is finite: what is to be done about an overflow is for the client to decide. Nor which
+                # of the dtypes it has: that of what its forward returned, which the host knows.
                 if self._info.hidden_size is not None:
-                    self._check_hidden(action.gradient, self._info.hidden_size)
+                    self._check_hidden(action.gradient, self._info.hidden_size, is_mixed=True)
                 _check_scale(action.scale)
             case Update():
                 _check_scale(action.scale)
@@ -80,20 +88,28 @@ class Validator:
             )
 
     def _check(
-        self, tensor: torch.Tensor, past: int, mask: torch.Tensor | None, position_ids: torch.Tensor | None
+        self,
+        tensor: torch.Tensor,
+        past: int,
+        mask: torch.Tensor | None,
+        position_ids: torch.Tensor | None,
+        *,
+        is_mixed: bool = False,
     ) -> None:
         if self._info.hidden_size is not None:
-            self._check_hidden(tensor, self._info.hidden_size)
+            self._check_hidden(tensor, self._info.hidden_size, is_mixed=is_mixed)
         self._check_length(tensor, past)
         if mask is not None:
             _check_beside("attention_mask", mask, tensor, past + _num_tokens(tensor), "[B, past + T]")
         if position_ids is not None:
             _check_beside("position_ids", position_ids, tensor, _num_tokens(tensor), "[B, T]")
-        if self._refuse_nonfinite:
+        # In mixed precision an overflow is for the client's scaler, which skips the step.
+        if self._refuse_nonfinite and not is_mixed:
             _check_finite(tensor)
 
-    def _check_hidden(self, hidden_BTH: torch.Tensor, hidden_size: int) -> None:
+    def _check_hidden(self, hidden_BTH: torch.Tensor, hidden_size: int, *, is_mixed: bool = False) -> None:
         wanted = self._info.dtype or "floating point"
+        taken = {self._info.dtype, *(MIXED if is_mixed else ())}
         if not hidden_BTH.is_floating_point():
             raise InvalidRequestError(
                 f"integers where hidden states belong: expected {wanted} [B, T, {hidden_size}], "
@@ -104,7 +120,7 @@ class Validator:
                 f"hidden states of the wrong shape: expected [B, T, {hidden_size}] with B and T at least 1, "
                 f"came {_described(hidden_BTH)}; check that both ends are parts of the same model"
             )
-        if self._info.dtype is not None and hidden_BTH.dtype != self._info.dtype:
+        if self._info.dtype is not None and hidden_BTH.dtype not in taken:
             raise InvalidRequestError(
                 f"hidden states of the wrong dtype: expected {self._info.dtype}, came {hidden_BTH.dtype}; "
                 f"convert them with .to({self._info.dtype})"
@@ -125,6 +141,12 @@ def _check_beside(name: str, beside: torch.Tensor, tensor: torch.Tensor, width: 
         raise InvalidRequestError(
             f"wrong {name}: expected integers or bools {meaning} = [{batch}, {width}], came {_described(beside)}"
         )
+
+
+def _check_autocast(autocast: torch.dtype | None) -> None:
+    if autocast not in (None, *AUTOCAST):
+        names = " or ".join(map(str, AUTOCAST))
+        raise InvalidRequestError(f"layers run under an autocast of {names}, or under none: came {autocast}")
 
 
 def _check_scale(scale: float | None) -> None:

@@ -73,9 +73,10 @@ class RemoteTraining(TrunkTraining):
         *,
         dropout: DropoutSeed,
         has_backward: bool = True,
+        autocast: torch.dtype | None = None,
     ) -> torch.Tensor:
         """Run the layers in train mode and keep what the backward needs."""
-        beside = (attention_mask, position_ids, dropout.seed, dropout.step, has_backward)
+        beside = (attention_mask, position_ids, dropout.seed, dropout.step, has_backward, autocast)
         step = ForwardPass(pass_id, hidden_BTH.detach(), *beside)
         left_BTH = self._do(step).gradient
         assert left_BTH is not None, "the cursor checks that a forward is answered by a tensor"

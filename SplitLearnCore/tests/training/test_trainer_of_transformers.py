@@ -27,7 +27,7 @@ class Rows(Dataset[dict[str, torch.Tensor]]):
         return self.rows[index]
 
 
-def losses_of(model: Any, optimizer: Any, directory: Path) -> list[float]:
+def losses_of(model: Any, optimizer: Any, directory: Path, **options: Any) -> list[float]:
     arguments = TrainingArguments(
         output_dir=str(directory),
         max_steps=6,
@@ -41,6 +41,7 @@ def losses_of(model: Any, optimizer: Any, directory: Path) -> list[float]:
         report_to=[],
         use_cpu=True,
         disable_tqdm=True,
+        **options,
     )
     trainer = Trainer(model, arguments, train_dataset=Rows(), optimizers=(optimizer, None))
     trainer.train()
@@ -48,15 +49,16 @@ def losses_of(model: Any, optimizer: Any, directory: Path) -> list[float]:
 
 
 @pytest.mark.filterwarnings("ignore::FutureWarning")
-def test_it_trains_as_on_the_whole_model(tmp_path: Path) -> None:
+@pytest.mark.parametrize("options", [{}, {"bf16": True}], ids=["float32", "bf16"])
+def test_it_trains_as_on_the_whole_model(tmp_path: Path, options: dict[str, bool]) -> None:
     split, lora = tiny_split("llama"), LoraConfig(r=4, target_modules="all-linear")
     torch.manual_seed(5)
     run = split.client.start_training(lora=lora, lr=1e-2)
     torch.manual_seed(5)
     whole = get_peft_model(copy.deepcopy(split.whole), lora)
     optimizer = torch.optim.AdamW([p for p in whole.parameters() if p.requires_grad], lr=1e-2)
-    expected = losses_of(whole.base_model.model, optimizer, tmp_path)
-    assert losses_of(split.client, run.optimizer, tmp_path) == expected
+    expected = losses_of(whole.base_model.model, optimizer, tmp_path, **options)
+    assert losses_of(split.client, run.optimizer, tmp_path, **options) == expected
     assert len(expected) == 6
     assert run.update_id == 6
     assert_same(run, whole, without_prefix)

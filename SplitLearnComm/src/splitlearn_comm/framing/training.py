@@ -11,6 +11,7 @@ from google.protobuf.message import Message
 
 from splitlearn_comm._proto.splitlearn.v1 import compute_pb2 as pb
 from splitlearn_comm.codec import Payload, decode_payload, encode_payload
+from splitlearn_comm.codec.elements import DTYPES, ENUMS
 from splitlearn_comm.errors import InvalidRequestError, MessageTooLargeError
 from splitlearn_comm.framing.assembly import PLAIN, Packing, with_tensor
 from splitlearn_comm.framing.chunks import Outgoing
@@ -56,6 +57,7 @@ def encode_training(outer: pb.SessionRequest, action: TrainingAction, packing: P
                 seed=action.seed,
                 seed_step=action.seed_step,
                 no_backward=not action.has_backward,
+                autocast=_number_of(action.autocast),
             )
             return _around(outer, _FORWARD, action.hidden, inside, packing)
         case BackwardPass():
@@ -90,8 +92,9 @@ def training_action(message: pb.SessionRequest, take: TakeTensor, max_bytes: int
         case "forward_pass":
             came = message.forward_pass
             mask, positions = attention_mask_of(came), position_ids_of(came)
-            seeds = came.seed, came.seed_step
-            return ForwardPass(came.pass_id, take(came.tensor), mask, positions, *seeds, not came.no_backward)
+            autocast = _dtype_of(came.autocast)
+            rest = came.seed, came.seed_step, not came.no_backward, autocast
+            return ForwardPass(came.pass_id, take(came.tensor), mask, positions, *rest)
         case "backward_pass":
             back = message.backward_pass
             scale = back.scale if back.HasField("scale") else None
@@ -120,6 +123,18 @@ def encode_training_state(state: TrainingState) -> pb.TrainingState:
 def decode_training_state(message: pb.TrainingState, max_bytes: int) -> TrainingState:
     """The part of a training's state in a message; raises `InvalidRequestError`."""
     return TrainingState(message.update_id, decode_named(message.tensors, max_bytes), message.num_tensors)
+
+
+def _number_of(autocast: torch.dtype | None) -> pb.DType:
+    return pb.DTYPE_UNSPECIFIED if autocast is None else ENUMS[autocast]  # type: ignore[return-value]
+
+
+def _dtype_of(autocast: pb.DType) -> torch.dtype | None:
+    if autocast == pb.DTYPE_UNSPECIFIED:
+        return None
+    if autocast not in DTYPES:
+        raise InvalidRequestError(f"{autocast} is the number of no dtype: nothing runs under that autocast")
+    return DTYPES[autocast]
 
 
 def _around(

@@ -15,7 +15,7 @@ from torch import nn
 from transformers import GenerationConfig, GenerationMixin, PreTrainedModel
 
 from splitlearn_core.errors import CoreError, PartInputError, UnsupportedOptionError
-from splitlearn_core.parts.part import CutModel, replace_hidden
+from splitlearn_core.parts.part import CutModel
 from splitlearn_core.parts.port import TrunkPort
 from splitlearn_core.parts.split_cache import SplitCache
 from splitlearn_core.split.cut import Cut
@@ -56,7 +56,7 @@ class SplitModel(CutModel, GenerationMixin):
     """The training that is under way."""
     dropout_seeding: Seeding | None = None
     """What dropout is drawn from, inside `seeded_dropout`."""
-    _bottom_output_BTH: torch.Tensor | None = None
+    _layers_return_tuples: bool = False
     _generation_cache: SplitCache | None = None
     _crossing: Crossing | None = None
 
@@ -81,9 +81,13 @@ class SplitModel(CutModel, GenerationMixin):
         return Cut.client(points, num_layers)
 
     def install(self, layers: nn.ModuleList) -> None:
-        """Take the hidden states behind the Bottom's last layer and bring the trunk's before the Top's first."""
-        layers[self.split_points.bottom_end - 1].register_forward_hook(self._take_bottom_output)
-        layers[self.split_points.trunk_end].register_forward_pre_hook(self._put_trunk_output, with_kwargs=True)
+        """Cross in the last layer that lives elsewhere, to which the model's own loop brings the Bottom's output.
+
+        Not in a hook of a layer that is here: that may run inside a checkpoint of its activations, where there is no
+        graph, and again in the backward.
+        """
+        layers[self.split_points.bottom_end - 1].register_forward_hook(self._note_form)
+        layers[self.split_points.trunk_end - 1].register_forward_hook(self._cross)
 
     def new_cache(self) -> SplitCache:
         """Return an empty cache whose trunk half is a session of its own."""
@@ -111,7 +115,8 @@ class SplitModel(CutModel, GenerationMixin):
                 would draw there. None to train all parameters of these parts.
             optimizer: name of a class of `torch.optim`, or the class.
             seed: what the trunk's dropout is drawn from.
-            recompute: have the trunk keep no activations between forward and backward, but compute them again.
+            recompute: have the trunk keep only what enters each of its layers between forward and backward, and compute
+                the other activations again. For Bottom and Top there is `activation_checkpointing_enable`.
             guard: what is done about gradients that make no sense; None for its defaults: an update with NaN or
                 infinity in it is not done, on either side, and more than ten of them in a row are an error.
             options: of the optimizer: `lr`, `weight_decay`, …
@@ -162,7 +167,6 @@ class SplitModel(CutModel, GenerationMixin):
             return self.architecture.forward(self, **inputs)
         finally:
             self._crossing = None
-            self._bottom_output_BTH = None
 
     def _cache_of(self, inputs: dict[str, Any]) -> SplitCache | None:
         name = "past_key_values" if "past_key_values" in self.forward_parameters else "cache_params"
@@ -201,12 +205,13 @@ class SplitModel(CutModel, GenerationMixin):
                 stacklevel=2,
             )
 
-    def _take_bottom_output(self, layer: nn.Module, args: tuple[Any, ...], output: Any) -> None:
-        self._bottom_output_BTH = output[0] if isinstance(output, tuple) else output
+    def _note_form(self, layer: nn.Module, args: tuple[Any, ...], output: Any) -> None:
+        self._layers_return_tuples = isinstance(output, tuple)
 
-    def _put_trunk_output(self, layer: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
-        assert self._bottom_output_BTH is not None
-        return replace_hidden(args, kwargs, self._across(self._bottom_output_BTH))
+    def _cross(self, layer: nn.Module, args: tuple[Any, ...], output: tuple[torch.Tensor, None]) -> Any:
+        left_BTH = self._across(output[0])
+        # As the layers that are here return it: a loop that does not unpack hands a tuple on to the Top.
+        return (left_BTH, None) if self._layers_return_tuples else left_BTH
 
     def _across(self, hidden_BTH: torch.Tensor) -> torch.Tensor:
         assert self._crossing is not None

@@ -154,7 +154,8 @@ class Part(CutModel):
         """Refuse what cannot be hidden states of this model.
 
         Raises:
-            PartInputError: not a floating-point tensor [B, T, H] of this part's width and dtype.
+            PartInputError: not a floating-point tensor [B, T, H] of this part's width and dtype; under autocast layers
+                take any dtype, as those of a whole model do.
         """
         width, dtype = self.hidden_size, self.dtype
         wanted = f"hidden states [batch, tokens, {width}] in {dtype}"
@@ -165,7 +166,7 @@ class Part(CutModel):
             raise PartInputError(f"expected {wanted}; got {came}: token ids go into the Bottom part")
         if hidden_BTH.dim() != 3 or hidden_BTH.shape[-1] != width:
             raise PartInputError(f"expected {wanted}; got {came}: does it come from the same model?")
-        if hidden_BTH.dtype != dtype:
+        if hidden_BTH.dtype != dtype and not torch.is_autocast_enabled(self.device.type):
             raise PartInputError(f"expected {wanted}; got {came}: convert it with .to({dtype})")
 
     def run_layers(self, *, hidden_BTH: torch.Tensor | None = None, cache: PartCache | None, **inputs: Any) -> Any:
@@ -175,8 +176,10 @@ class Part(CutModel):
         """
         if hidden_BTH is not None:
             self.check_hidden(hidden_BTH)
-            # Never looked at: the layers that would are elsewhere. Its shape and dtype make masks and positions.
-            inputs["inputs_embeds"] = hidden_BTH.new_zeros(*hidden_BTH.shape[:2], self.embedding_width)
+            # Never looked at: the layers that would are elsewhere. Its shape and dtype make masks and positions: the
+            # dtype of the weights, which under autocast is not always that of the hidden states.
+            shape = (*hidden_BTH.shape[:2], self.embedding_width)
+            inputs["inputs_embeds"] = hidden_BTH.new_zeros(shape, dtype=self.dtype)
         entering = inputs["input_ids"] if hidden_BTH is None else hidden_BTH
         num_rows, num_tokens = entering.shape[:2]
         if cache is not None and cache.position and not has_any(inputs, "attention_mask", "position_ids"):

@@ -11,6 +11,7 @@ from splitlearn_core.errors import TrainingError
 from splitlearn_core.parts.trunk import Trunk
 from splitlearn_core.split.points import SplitPoints
 from splitlearn_core.training.port import TrunkTraining, TrunkTrainingSpec
+from splitlearn_core.training.precision import autocast_on, crosses_unchanged
 from splitlearn_core.training.trunk_trainer import TrunkTrainer
 
 
@@ -215,14 +216,18 @@ def run_trunk(
     training: bool,
     cache: PartCache | None = None,
 ) -> torch.Tensor:
-    """Run a Trunk part in the mode of its client; device and dtype are converted on the way there and back."""
+    """Run a Trunk part in the mode of its client; device and dtype are converted on the way there and back.
+
+    Under autocast the dtype is not: the layers get and give what those of a whole model do.
+    """
     if trunk.training != training:
         trunk.train(training)
     mask, positions = (t if t is None else t.to(trunk.device) for t in (attention_mask, position_ids))
-    sent_BTH = hidden_BTH.to(trunk.device, trunk.dtype)
+    is_unchanged = crosses_unchanged(trunk.dtype, autocast_on(trunk.device))
+    sent_BTH = hidden_BTH.to(trunk.device, hidden_BTH.dtype if is_unchanged else trunk.dtype)
     received_BTH = trunk(sent_BTH, mask, positions, past_key_values=cache)
     assert isinstance(received_BTH, torch.Tensor)
-    return received_BTH.to(hidden_BTH.device, hidden_BTH.dtype)
+    return received_BTH.to(hidden_BTH.device, received_BTH.dtype if is_unchanged else hidden_BTH.dtype)
 
 
 def trunk_info(trunk: Trunk) -> TrunkInfo:

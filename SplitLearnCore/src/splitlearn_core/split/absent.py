@@ -38,8 +38,9 @@ class AbsentLayer(Absent):
         hidden = args[0] if args else kwargs.get("hidden_states")
         return (hidden[0] if isinstance(hidden, tuple) else hidden), None
 
-    # Not through nn.Module's __call__: no hook hangs here, and every token passes all layers that live elsewhere.
-    __call__ = forward
+    def __call__(self, *args: Any, **kwargs: Any) -> Any:
+        """Run `forward`, through the machinery of hooks only where one hangs: every token passes all these layers."""
+        return super().__call__(*args, **kwargs) if self._forward_hooks else self.forward(*args, **kwargs)
 
     def stand_in(self, name: str, parameter: nn.Parameter) -> None:
         """Show a parameter among the model's under the name that one has in the layer; it is no part of any state."""

@@ -8,17 +8,30 @@ import math
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 
 from splitlearn_core.errors import PassExpiredError, StaleGradientError
 from splitlearn_core.training.guard import BOTTOM_EXIT, TOP_ENTRY, TRUNK, Guard
 from splitlearn_core.training.port import TrunkTraining
+from splitlearn_core.training.precision import autocast_on, crosses_unchanged
 from splitlearn_core.training.proxies import GradientProxies
 from splitlearn_core.training.seeding import DropoutSeed
 
 logger = logging.getLogger(__name__)
+
+
+class Beside(NamedTuple):
+    """What goes to the trunk beside the hidden states of a forward."""
+
+    attention_mask: torch.Tensor | None
+    """[B, T] where there is padding."""
+    position_ids: torch.Tensor | None
+    """[B, T] where they do not count from 0."""
+    dropout: DropoutSeed
+    autocast: torch.dtype | None
+    """That is on at the client; None for none."""
 
 
 class TrunkPasses:
@@ -63,18 +76,34 @@ class TrunkPasses:
     ) -> torch.Tensor:
         """Run the trunk as a part of the graph."""
         pass_id = self._take_pass_id()
-        seed = dropout or DropoutSeed(self._seed, pass_id)
+        autocast = autocast_on(hidden_BTH.device)
+        beside = Beside(attention_mask, position_ids, dropout or DropoutSeed(self._seed, pass_id), autocast)
+        if crosses_unchanged(self._dtype, autocast):
+            return self._pass_through(pass_id, hidden_BTH, beside)
+        return self._pass_through(pass_id, hidden_BTH.to(self._dtype), beside).to(hidden_BTH.dtype)
+
+    def _pass_through(self, pass_id: int, hidden_BTH: torch.Tensor, beside: Beside) -> torch.Tensor:
         if not (self.is_trainable or hidden_BTH.requires_grad):
-            sent_BTH = hidden_BTH.to(self._dtype)
-            with self.waiting():
-                left = self.training.forward(
-                    pass_id, sent_BTH, attention_mask, position_ids, dropout=seed, has_backward=False
-                )
-            return left.to(hidden_BTH.dtype)
+            return self.forward(pass_id, hidden_BTH, beside, has_backward=False)
         left_BTH: torch.Tensor = CrossTrunk.apply(  # type: ignore[no-untyped-call]
-            hidden_BTH.to(self._dtype), self.proxies.first, self, pass_id, attention_mask, position_ids, seed
+            hidden_BTH, self.proxies.first, self, pass_id, beside
         )
-        return left_BTH.to(hidden_BTH.dtype)
+        return left_BTH
+
+    def forward(
+        self, pass_id: int, hidden_BTH: torch.Tensor, beside: Beside, *, has_backward: bool = True
+    ) -> torch.Tensor:
+        """Send hidden states through the trunk, for the first time or once more."""
+        with self.waiting():
+            return self.training.forward(
+                pass_id,
+                hidden_BTH,
+                beside.attention_mask,
+                beside.position_ids,
+                dropout=beside.dropout,
+                has_backward=has_backward,
+                autocast=beside.autocast,
+            )
 
     def update(self, options: list[dict[str, Any]]) -> None:
         """Do one step of the trunk's optimizer, if there are gradients, as every optimizer of torch does."""
@@ -142,8 +171,8 @@ class TrunkPasses:
                 ) from error
             pass_id = self._take_pass_id()
             logger.warning("%s; done, as pass %d", error, pass_id)
-            with self.waiting():
-                self.training.forward(pass_id, *ctx.saved_tensors, *ctx.beside, dropout=ctx.dropout)
+            (hidden_BTH,) = ctx.saved_tensors
+            self.forward(pass_id, hidden_BTH, ctx.beside)
             return self._send_back(pass_id, ctx, gradient_BTH)
 
     def _send_back(self, pass_id: int, ctx: Any, gradient_BTH: torch.Tensor) -> torch.Tensor | None:
@@ -172,25 +201,21 @@ class CrossTrunk(torch.autograd.Function):
         first_proxy: torch.Tensor | None,
         passes: TrunkPasses,
         pass_id: int,
-        attention_mask: torch.Tensor | None,
-        position_ids: torch.Tensor | None,
-        dropout: DropoutSeed,
+        beside: Beside,
     ) -> torch.Tensor:
         """Run the layers there."""
-        ctx.passes, ctx.pass_id, ctx.dropout = passes, pass_id, dropout
-        ctx.beside = (attention_mask, position_ids)
+        ctx.passes, ctx.pass_id, ctx.beside = passes, pass_id, beside
         ctx.update_id = passes.update_id
         ctx.save_for_backward(hidden_BTH)
         ctx.was_sent = math.isfinite(norm_of(hidden_BTH))
         if not ctx.was_sent:  # a server would refuse it, and NaN is what every trunk makes of it
             return torch.full_like(hidden_BTH, math.nan)
-        with passes.waiting():
-            return passes.training.forward(pass_id, hidden_BTH, attention_mask, position_ids, dropout=dropout)
+        return passes.forward(pass_id, hidden_BTH, beside)
 
     @staticmethod
     def backward(ctx: Any, *gradients: torch.Tensor) -> Any:
         """Send the gradient there; that of the trunk's own parameters stays there."""
-        return (ctx.passes.backward(ctx, gradients[0]), *(None,) * 6)
+        return (ctx.passes.backward(ctx, gradients[0]), *(None,) * 4)
 
 
 def norm_of(tensor: torch.Tensor) -> float:

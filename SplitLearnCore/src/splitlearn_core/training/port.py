@@ -38,7 +38,7 @@ class TrunkTrainingSpec:
     groups: Sequence[ParameterGroup] = ()
     """Which parameters train, in groups."""
     recompute: bool = False
-    """Keep no activations between forward and backward, but compute them again."""
+    """Keep only what enters each layer between forward and backward, and compute the other activations again."""
 
 
 class BackwardResult(NamedTuple):
@@ -66,19 +66,21 @@ class TrunkTraining(ABC):
         *,
         dropout: DropoutSeed,
         has_backward: bool = True,
+        autocast: torch.dtype | None = None,
     ) -> torch.Tensor:
         """Run the layers in train mode and keep what the backward needs.
 
         Args:
             pass_id: names the pass; higher than that of any before.
-            hidden_BTH: hidden states [B, T, H] in the trunk's dtype.
+            hidden_BTH: hidden states [B, T, H] in the trunk's dtype; under autocast in any that they have there.
             attention_mask: [B, T], 1 for tokens and 0 for padding; None without padding.
             position_ids: [B, T]; None to count from 0.
             dropout: what the layers draw their dropout from.
             has_backward: whether a backward may follow; if not, nothing is kept.
+            autocast: dtype of the autocast that the layers run under, whatever is on here; None for none.
 
         Returns:
-            Hidden states [B, T, H], without a graph.
+            Hidden states [B, T, H], without a graph, in the dtype that leaves the last layer.
         """
 
     @abstractmethod
@@ -95,7 +97,7 @@ class TrunkTraining(ABC):
 
         Args:
             pass_id: that of the forward.
-            gradient_BTH: [B, T, H].
+            gradient_BTH: [B, T, H], in the dtype of what the forward returned.
             wants_input_gradient: whether anybody needs the gradient of what went in.
             accumulate: add to the gradients that are there; else clear them first.
             scale: float32 scalar by which the gradients that are there are multiplied before; None for 1.

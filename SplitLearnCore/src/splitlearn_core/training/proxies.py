@@ -7,6 +7,7 @@ comes out right, to the last bit. The second element is too small to change any 
 multiplied.
 """
 
+import math
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 
@@ -17,8 +18,10 @@ from splitlearn_core.parts.part import CutModel
 from splitlearn_core.split.absent import AbsentLayer
 from splitlearn_core.split.layers import find_layers
 
-TINY = 2.0**-100
-"""A power of two, so that a product with it is exact, whose square is nothing beside any other."""
+TINY = 2.0**-60
+"""Of the largest norm: a power of two, so that a product with it is exact; its square changes no bit of a sum."""
+LEAST = 2.0**-100
+"""The least mark: far enough from where float32 ends to be multiplied still."""
 
 
 class GradientProxies:
@@ -34,6 +37,7 @@ class GradientProxies:
             name: nn.Parameter(torch.zeros(2, dtype=dtype, device=device)) for name, dtype in dtypes.items()
         }
         self.first = next(iter(self.parameters.values()), None)
+        self._mark = LEAST
 
     def install(self, model: CutModel) -> None:
         """Put the stand-ins where the parameters are in the whole model, so that `parameters()` goes over them."""
@@ -54,8 +58,10 @@ class GradientProxies:
 
     def take(self, norms_N: torch.Tensor) -> None:
         """Take the norms of the gradients that the trunk has now."""
-        for parameter, norm in zip(self.parameters.values(), norms_N.tolist(), strict=True):
-            parameter.grad = torch.tensor([norm, TINY], dtype=parameter.dtype, device=parameter.device)
+        norms = norms_N.tolist()
+        self._mark = mark_beside(norms)
+        for parameter, norm in zip(self.parameters.values(), norms, strict=True):
+            parameter.grad = torch.tensor([norm, self._mark], dtype=parameter.dtype, device=parameter.device)
 
     def poison(self) -> None:
         """Take it that the trunk's gradients are NaN: what came to the cut was, and the trunk was not asked."""
@@ -72,7 +78,7 @@ class GradientProxies:
         """Return by what all gradients were multiplied since they were taken, a float32 scalar; None for not at all."""
         assert self.first is not None
         assert self.first.grad is not None
-        scale = self.first.grad[1].detach().to("cpu", torch.float32) / TINY
+        scale = self.first.grad[1].detach().to("cpu", torch.float32) / self._mark
         return None if scale == 1 else scale
 
     @contextmanager
@@ -86,6 +92,12 @@ class GradientProxies:
         finally:
             for parameter, gradient in held:
                 parameter.grad = gradient
+
+
+def mark_beside(norms: list[float]) -> float:
+    """Return what stands beside these norms: it grows with them, so that a loss scale of any size can be undone."""
+    largest = max((norm for norm in norms if math.isfinite(norm)), default=0.0)
+    return max(LEAST, TINY * 2.0 ** math.frexp(largest)[1]) if largest else LEAST
 
 
 def absent_layers(model: CutModel) -> list[tuple[str, AbsentLayer]]:

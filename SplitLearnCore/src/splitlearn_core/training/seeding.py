@@ -2,7 +2,9 @@
 
 Three processes that drop out the layers of one model draw from three generators, and one process from a single one.
 Here the generator is seeded before each layer from a seed, the number of the forward and the number of the layer, so
-that whole and split, first run and repeat, draw the same.
+that whole and split, first run and repeat, draw the same. It is seeded behind the layer before, and not in a hook of
+the layer itself: a checkpoint of a layer's activations (gradient checkpointing) notes the generator's state when the
+layer is called, and goes back to it for the second run, in which nothing is seeded.
 """
 
 import hashlib
@@ -49,25 +51,22 @@ class Seeding:
 def seed_layers(model: PreTrainedModel, seeding: Seeding) -> list[Any]:
     """Have every layer that a model, or a part of one, holds draw its dropout from a seed; return the hooks.
 
-    What lies before the layers draws as layer -1, what lies behind the last as layer n.
+    What lies before the layers draws as layer -1, and the first layer goes on from there, as both are in one part; what
+    lies behind the last draws as layer n.
     """
     layers = find_layers(model).layers
-    kept = model.cut.kept if isinstance(model, CutModel) else range(len(layers))
+    num_layers = len(layers)
+    kept = model.cut.kept if isinstance(model, CutModel) else range(num_layers)
 
-    def before(index: int) -> Any:
-        def sow(module: nn.Module, args: Any) -> None:
-            seeding.sow(index)
+    def sow(layer: int) -> Any:
+        return lambda *inputs: seeding.sow(layer)
 
-        return sow
-
-    def behind(module: nn.Module, args: Any, output: Any) -> None:
-        seeding.sow(len(layers))
-
-    hooks: list[Any] = [layers[index].register_forward_pre_hook(before(index), prepend=True) for index in kept]
-    if len(layers) - 1 in kept:
-        hooks.append(layers[-1].register_forward_hook(behind))
+    following = [index for index in range(1, num_layers) if index in kept]
+    if num_layers - 1 in kept:
+        following.append(num_layers)
+    hooks: list[Any] = [layers[index - 1].register_forward_hook(sow(index)) for index in following]
     if not isinstance(model, CutModel) or model.cut.has_input_embeddings:
-        hooks.append(model.register_forward_pre_hook(before(-1)))
+        hooks.append(model.register_forward_pre_hook(sow(-1)))
     return hooks
 
 

@@ -4,16 +4,20 @@ Tensor shapes: B rows, T tokens, H hidden size; N trainable parameters.
 """
 
 import copy
+import functools
 from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
 
 import torch
 from torch import nn
+from torch.utils.checkpoint import checkpoint
 
 from splitlearn_core.errors import PassExpiredError, StaleGradientError, TrainingError
 from splitlearn_core.parts.trunk import Trunk
+from splitlearn_core.split.layers import find_layers
 from splitlearn_core.training.optimizers import check_options, optimizer_class
 from splitlearn_core.training.port import BackwardResult, TrunkTraining, TrunkTrainingSpec
+from splitlearn_core.training.precision import autocast_as
 from splitlearn_core.training.seeding import DropoutSeed, Seeding, seed_layers
 
 MAX_PASSES = 64
@@ -25,11 +29,8 @@ class Pass(NamedTuple):
 
     entered_BTH: torch.Tensor
     """A leaf of the graph."""
-    left_BTH: torch.Tensor | None
-    """The end of the graph; None where it is computed again."""
-    inputs: tuple[torch.Tensor | None, torch.Tensor | None]
-    """Mask and positions."""
-    dropout: DropoutSeed
+    left_BTH: torch.Tensor
+    """The end of the graph."""
     version: int
     """Updates that the weights had seen."""
 
@@ -52,6 +53,8 @@ class TrunkTrainer(TrunkTraining):
         self.trainable = self._make_trainable()
         self._seeding = Seeding()
         seed_layers(self.trunk, self._seeding)
+        if spec.recompute:
+            recompute_layers(self.trunk)
         self._passes: dict[int, Pass] = {}
         self._newest_pass = 0
         self._optimizer = self._make_optimizer() if self.trainable else None
@@ -87,28 +90,30 @@ class TrunkTrainer(TrunkTraining):
         *,
         dropout: DropoutSeed,
         has_backward: bool = True,
+        autocast: torch.dtype | None = None,
     ) -> torch.Tensor:
         """Run the layers in train mode and keep what the backward needs."""
         device = self.trunk.device
         entered_BTH = hidden_BTH.detach().to(device).requires_grad_()
         mask, positions = (t if t is None else t.to(device) for t in (attention_mask, position_ids))
-        kept = Pass(entered_BTH, None, (mask, positions), dropout, self.update_id)
-        left_BTH = self._run(kept, with_graph=has_backward and not self._spec.recompute)
-        if not has_backward:
-            return left_BTH.detach().to(hidden_BTH.device)
-        self._passes[pass_id] = kept if self._spec.recompute else kept._replace(left_BTH=left_BTH)
+        with torch.set_grad_enabled(has_backward), autocast_as(autocast, device):
+            left_BTH = self._run(dropout, entered_BTH, mask, positions)
+        if has_backward:
+            self._keep(pass_id, Pass(entered_BTH, left_BTH, self.update_id))
+        return left_BTH.detach().to(hidden_BTH.device)
+
+    def _keep(self, pass_id: int, kept: Pass) -> None:
+        self._passes[pass_id] = kept
         self._newest_pass = max(self._newest_pass, pass_id)
         while len(self._passes) > MAX_PASSES:
             del self._passes[next(iter(self._passes))]
-        return left_BTH.detach().to(hidden_BTH.device)
 
-    def _run(self, kept: Pass, *, with_graph: bool) -> torch.Tensor:
+    def _run(self, dropout: DropoutSeed, *inputs: torch.Tensor | None) -> torch.Tensor:
         self.trunk.train()
         state = torch.get_rng_state()
-        self._seeding.current = kept.dropout
+        self._seeding.current = dropout
         try:
-            with torch.set_grad_enabled(with_graph):
-                left_BTH = self.trunk(kept.entered_BTH, *kept.inputs)
+            left_BTH = self.trunk(*inputs)
         finally:
             self._seeding.current = None
             torch.set_rng_state(state)
@@ -135,9 +140,10 @@ class TrunkTrainer(TrunkTraining):
                 f"the forward of pass {pass_id} ran after update {kept.version}, and now update {self.update_id} is "
                 "done: its gradient is of other weights; run the forward again"
             )
+        left_BTH = kept.left_BTH
+        check_gradient(gradient_BTH, left_BTH)
         del self._passes[pass_id]
         self._prepare(accumulate, scale)
-        left_BTH = kept.left_BTH if kept.left_BTH is not None else self._run(kept, with_graph=True)
         wanted = [*self.trainable.values(), *([kept.entered_BTH] if wants_input_gradient else [])]
         if wanted:
             torch.autograd.backward(left_BTH, gradient_BTH.to(left_BTH.device), inputs=wanted)
@@ -228,6 +234,31 @@ def own_copy(trunk: Trunk) -> Trunk:
     for parameter in made.parameters():
         parameter.requires_grad_(parameter.is_floating_point())
     return made
+
+
+def recompute_layers(trunk: Trunk) -> None:
+    """Have each layer keep what enters it alone, in place, and compute the rest of its graph again in the backward.
+
+    Hooks stay outside: the entry, the exit and the seeds of dropout belong to the forward, and what a layer draws the
+    second time is what it drew the first.
+    """
+    layers = find_layers(trunk).layers
+    for index in trunk.cut.kept:
+        forward = functools.partial(checkpoint, layers[index].forward, use_reentrant=False)
+        layers[index].forward = forward
+
+
+def check_gradient(gradient_BTH: torch.Tensor, left_BTH: torch.Tensor) -> None:
+    """Refuse what cannot be the gradient of what a forward returned.
+
+    Raises:
+        TrainingError: another shape or dtype.
+    """
+    if gradient_BTH.shape != left_BTH.shape or gradient_BTH.dtype != left_BTH.dtype:
+        raise TrainingError(
+            f"expected the gradient of what the forward returned, {list(left_BTH.shape)} in {left_BTH.dtype}; "
+            f"got {list(gradient_BTH.shape)} in {gradient_BTH.dtype}"
+        )
 
 
 def with_adapter(trunk: Trunk, lora: Mapping[str, Any], tensors: Mapping[str, torch.Tensor]) -> dict[str, nn.Parameter]:

@@ -146,6 +146,7 @@ class TrainingDesk:
                     action.position_ids,
                     dropout=DropoutSeed(action.seed, action.seed_step),
                     has_backward=action.has_backward,
+                    autocast=action.autocast,
                 )
             case BackwardPass():
                 result = trainer.backward(

@@ -281,7 +281,7 @@ class ParameterGroup(_message.Message):
     def __init__(self, names: _Optional[_Iterable[str]] = ..., options: _Optional[str] = ...) -> None: ...
 
 class ForwardPass(_message.Message):
-    __slots__ = ("tensor", "attention_mask", "position_ids", "pass_id", "seed", "seed_step", "no_backward")
+    __slots__ = ("tensor", "attention_mask", "position_ids", "pass_id", "seed", "seed_step", "no_backward", "autocast")
     TENSOR_FIELD_NUMBER: _ClassVar[int]
     ATTENTION_MASK_FIELD_NUMBER: _ClassVar[int]
     POSITION_IDS_FIELD_NUMBER: _ClassVar[int]
@@ -289,6 +289,7 @@ class ForwardPass(_message.Message):
     SEED_FIELD_NUMBER: _ClassVar[int]
     SEED_STEP_FIELD_NUMBER: _ClassVar[int]
     NO_BACKWARD_FIELD_NUMBER: _ClassVar[int]
+    AUTOCAST_FIELD_NUMBER: _ClassVar[int]
     tensor: TensorData
     attention_mask: TensorData
     position_ids: TensorData
@@ -296,7 +297,8 @@ class ForwardPass(_message.Message):
     seed: int
     seed_step: int
     no_backward: bool
-    def __init__(self, tensor: _Optional[_Union[TensorData, _Mapping]] = ..., attention_mask: _Optional[_Union[TensorData, _Mapping]] = ..., position_ids: _Optional[_Union[TensorData, _Mapping]] = ..., pass_id: _Optional[int] = ..., seed: _Optional[int] = ..., seed_step: _Optional[int] = ..., no_backward: bool = ...) -> None: ...
+    autocast: DType
+    def __init__(self, tensor: _Optional[_Union[TensorData, _Mapping]] = ..., attention_mask: _Optional[_Union[TensorData, _Mapping]] = ..., position_ids: _Optional[_Union[TensorData, _Mapping]] = ..., pass_id: _Optional[int] = ..., seed: _Optional[int] = ..., seed_step: _Optional[int] = ..., no_backward: bool = ..., autocast: _Optional[_Union[DType, str]] = ...) -> None: ...
 
 class BackwardPass(_message.Message):
     __slots__ = ("tensor", "pass_id", "wants_gradient", "accumulate", "scale")
