@@ -6,7 +6,7 @@ Tensor shapes: B rows, T new tokens, P cached tokens, H hidden size.
 import contextlib
 from collections import deque
 from collections.abc import Sequence
-from typing import Any, NoReturn, Self, Unpack
+from typing import NoReturn, Self, Unpack
 
 import torch
 
@@ -24,12 +24,9 @@ from splitlearn_core import (
     TrunkSession,
     UnsupportedOptionError,
 )
-from splitlearn_core.training.port import TrunkTrainingSpec
+from splitlearn_core.training.no_gradient import NO_GRADIENT, joined
+from splitlearn_core.training.port import TrunkTraining, TrunkTrainingSpec
 
-NO_GRADIENT = (
-    "only a forward in train mode has a backward through a trunk on a server, without a cache: call model.train() and "
-    "leave use_cache out, or compute under torch.no_grad()"
-)
 FINGERPRINT_SEPARATOR = ":"
 """Between the checkpoint's fingerprint and the cut points, in what a trunk server calls its fingerprint."""
 
@@ -113,6 +110,10 @@ class RemoteTrunk(TrunkPort):
         """
         self._free_abandoned()
         return RemoteTraining(self._client.session(expected_fingerprint=self._service_fingerprint), spec)
+
+    def trained_by(self, training: TrunkTraining) -> "RemoteTrunk":
+        """Return the trunk as it is: what a server trains it does not compute with yet."""
+        return self
 
     def text_to_measure(self, model_id: str, revision: str | None) -> torch.Tensor | None:
         """Return the token ids [1, T] to measure losses on; None where none are needed.
@@ -207,29 +208,6 @@ class RemoteTrunkSession(TrunkSession):
     def abandon(self) -> None:
         """Leave closing to the port's next call: a finaliser must not wait for a server."""
         self._abandoned.append(self._session)
-
-
-class NoGradient(torch.autograd.Function):
-    """Joins what came from a server to the graph of what was sent, and says why no gradient goes that way."""
-
-    @staticmethod
-    def forward(ctx: Any, sent_BTH: torch.Tensor, received_BTH: torch.Tensor) -> torch.Tensor:
-        """Return what was received."""
-        return received_BTH.view_as(received_BTH)
-
-    @staticmethod
-    def backward(ctx: Any, *gradients: torch.Tensor) -> Any:
-        """Refuse, instead of leaving the Bottom without gradients in silence."""
-        raise UnsupportedOptionError(NO_GRADIENT)
-
-
-def joined(sent_BTH: torch.Tensor, received_BTH: torch.Tensor) -> torch.Tensor:
-    """Return what was received in the device and dtype of what was sent."""
-    converted_BTH = received_BTH.to(device=sent_BTH.device, dtype=sent_BTH.dtype)
-    if not (sent_BTH.requires_grad and torch.is_grad_enabled()):
-        return converted_BTH
-    out_BTH: torch.Tensor = NoGradient.apply(sent_BTH, converted_BTH)  # type: ignore[no-untyped-call]
-    return out_BTH
 
 
 def refuse_training(training: bool) -> None:

@@ -9,6 +9,7 @@ from typing import Any
 import torch
 
 from splitlearn_core.errors import PassExpiredError, StaleGradientError
+from splitlearn_core.parts.port import TrunkPort
 from splitlearn_core.training.port import TrunkTraining
 from splitlearn_core.training.proxies import GradientProxies
 from splitlearn_core.training.seeding import DropoutSeed
@@ -20,19 +21,22 @@ class TrunkPasses:
     """The passes of one client through one trunk.
 
     Args:
-        training: the trunk.
+        trunk: the trunk as others see it.
+        training: its training.
         proxies: of its trainable parameters; none where it is frozen.
         seed: what its dropout is drawn from where nobody says otherwise.
-        dtype: that of the hidden states that it takes.
     """
 
-    def __init__(self, training: TrunkTraining, proxies: GradientProxies, seed: int, dtype: torch.dtype) -> None:
+    def __init__(self, trunk: TrunkPort, training: TrunkTraining, proxies: GradientProxies, seed: int) -> None:
         self.training = training
         self.proxies = proxies
         self.update_id = 0
+        self._trunk = trunk
         self._seed = seed
-        self._dtype = dtype
+        self._dtype = trunk.info.dtype
         self.next_pass_id = 1
+        self.trained_trunk = self._trained_trunk()
+        """The trunk as of the last update, for forwards that are no passes; None where nothing of it trains."""
 
     @property
     def is_trainable(self) -> bool:
@@ -71,6 +75,10 @@ class TrunkPasses:
         """Go on with another trunk, or with the same one anew."""
         self.training.close()
         self.training, self.update_id, self.next_pass_id = training, update_id, next_pass_id
+        self.trained_trunk = self._trained_trunk()
+
+    def _trained_trunk(self) -> TrunkPort | None:
+        return self._trunk.trained_by(self.training) if self.is_trainable else None
 
     def _take_pass_id(self) -> int:
         self.next_pass_id += 1

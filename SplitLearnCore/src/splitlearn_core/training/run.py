@@ -128,7 +128,7 @@ def start_training(
     installed = Installation(model, trainable, proxies)
     if model.passes is not None:  # those of a loop that had no run
         model.passes.close()
-    model.passes = passes = TrunkPasses(training, proxies, seed, model.trunk.info.dtype)
+    model.passes = passes = TrunkPasses(model.trunk, training, proxies, seed)
     both = make_optimizer(base, [{**group, "params": installed.parameters}], proxies, passes.update)
     model.run = TrainingRun(model, both, passes, trainable.adapter, spec, installed)
     return model.run
@@ -136,7 +136,7 @@ def start_training(
 
 def frozen_passes(trunk: TrunkPort, device: torch.device) -> TrunkPasses:
     """Let gradients go through a trunk that does not train."""
-    return TrunkPasses(trunk.start_training(TrunkTrainingSpec()), GradientProxies({}, device), 0, trunk.info.dtype)
+    return TrunkPasses(trunk, trunk.start_training(TrunkTrainingSpec()), GradientProxies({}, device), 0)
 
 
 def trunk_spec(
