@@ -41,6 +41,8 @@ class StartTraining:
     """Which parameters train."""
     recompute: bool = False
     """Keep no activations between forward and backward."""
+    name: str = ""
+    """What sessions and calls of this client may name as their adapter while the session lives; empty for nothing."""
 
 
 @dataclass(frozen=True)

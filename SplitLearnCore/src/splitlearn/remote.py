@@ -38,13 +38,17 @@ class RemoteTrunk(TrunkPort):
         client: connected to a server that hosts a trunk; closed together with this port.
         losses: where the client looks up what each lossy codec costs, to be filled by `measure_losses`; None for a
             client that needs no such thing.
+        adapter: name of the client's adapter at the server, with which to compute; None for none.
 
     Raises:
         TrunkMismatchError: what the server hosts is no trunk.
     """
 
-    def __init__(self, client: GRPCComputeClient, losses: dict[str, float] | None = None) -> None:
+    def __init__(
+        self, client: GRPCComputeClient, losses: dict[str, float] | None = None, adapter: str | None = None
+    ) -> None:
         self._client = client
+        self._adapter = adapter
         self._losses = losses
         self._info = trunk_info(client.get_info())
         # Said again with every session and call: another server may listen at this address by then.
@@ -92,13 +96,14 @@ class RemoteTrunk(TrunkPort):
             attention_mask=attention_mask,
             position_ids=position_ids,
             expected_fingerprint=self._service_fingerprint,
+            adapter=self._adapter,
         )
         return joined(hidden_BTH, received_BTH)
 
     def open_session(self) -> "RemoteTrunkSession":
         """Open a KV cache on the server."""
         self._free_abandoned()
-        session = self._client.session(expected_fingerprint=self._service_fingerprint)
+        session = self._client.session(self._service_fingerprint, adapter=self._adapter)
         return RemoteTrunkSession(session, self._info.dtype, self._abandoned)
 
     def start_training(self, spec: TrunkTrainingSpec) -> RemoteTraining:
@@ -112,8 +117,11 @@ class RemoteTrunk(TrunkPort):
         return RemoteTraining(self._client.session(expected_fingerprint=self._service_fingerprint), spec)
 
     def trained_by(self, training: TrunkTraining) -> "RemoteTrunk":
-        """Return the trunk as it is: what a server trains it does not compute with yet."""
-        return self
+        """Return the trunk on its server with what trains there of it."""
+        assert isinstance(training, RemoteTraining), "a training of another port"
+        port = RemoteTrunk(self._client, self._losses, training.adapter)
+        port._abandoned = self._abandoned  # this one's calls free what that one's sessions leave
+        return port
 
     def text_to_measure(self, model_id: str, revision: str | None) -> torch.Tensor | None:
         """Return the token ids [1, T] to measure losses on; None where none are needed.

@@ -51,8 +51,11 @@ class RemoteTraining(TrunkTraining):
 
     def __init__(self, session: ClientSession, spec: TrunkTrainingSpec) -> None:
         self._session = session
+        self.adapter = session.session_id
+        """Under what name other sessions and calls of this client compute with what trains."""
         groups = [ParameterGroup(group.names, group.options) for group in spec.groups]
-        self._do(StartTraining(spec.lora, spec.tensors or {}, spec.full, spec.optimizer, groups, spec.recompute))
+        beside = (spec.full, spec.optimizer, groups, spec.recompute, self.adapter)
+        self._do(StartTraining(spec.lora, spec.tensors or {}, *beside))
 
     def forward(
         self,

@@ -63,6 +63,8 @@ class Open:
     """Whether answers are to say where the time went."""
     can_move: bool = False
     """Whether the client knows another server to go to when this one drains."""
+    adapter: str = ""
+    """Name of an adapter of the client, with which the session computes; empty for none."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -289,6 +291,7 @@ def encode_open(opening: Open, position: int = 0) -> bytes:
         chunk_bytes=opening.chunk_bytes,
         timings=opening.timings,
         can_move=opening.can_move,
+        adapter=opening.adapter,
         **{role: encode_codecs(codecs) for role, codecs in opening.codecs.by_role()},
     )
     return pb.SessionRequest(session_id=opening.session_id, position=position, open=action).SerializeToString()
@@ -405,6 +408,7 @@ def _open_of(message: pb.SessionRequest) -> Open:
         ),
         timings=opening.timings,
         can_move=opening.can_move,
+        adapter=opening.adapter,
     )
 
 

@@ -138,6 +138,7 @@ def _start(action: StartTraining) -> pb.StartTraining:
         optimizer=action.optimizer,
         groups=[pb.ParameterGroup(names=group.names, options=said(group.options)) for group in action.groups],
         recompute=action.recompute,
+        name=action.name,
     )
 
 
@@ -150,6 +151,7 @@ def _start_of(message: pb.StartTraining, max_bytes: int) -> StartTraining:
         optimizer=message.optimizer,
         groups=tuple(ParameterGroup(tuple(group.names), heard(group.options)) for group in message.groups),
         recompute=message.recompute,
+        name=message.name,
     )
 
 

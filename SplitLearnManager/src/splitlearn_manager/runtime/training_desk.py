@@ -33,6 +33,7 @@ from splitlearn_core import TrainingError, Trunk, errors
 from splitlearn_core.training.port import ParameterGroup, TrunkTrainingSpec
 from splitlearn_core.training.seeding import DropoutSeed
 from splitlearn_core.training.trunk_trainer import TrunkTrainer
+from splitlearn_manager.runtime.adapted_trunks import AdaptedTrunks
 
 T = TypeVar("T")
 PART_BYTES = 32 << 20
@@ -68,6 +69,9 @@ class TrainingDesk:
         self._trunk = trunk
         self._limits = limits
         self._worker = WorkerThread(name)
+        self.adapted = AdaptedTrunks(self._worker)
+        """What clients compute with of what they train."""
+        self._names: dict[str, tuple[str, str]] = {}
         self._trainers: dict[str, TrunkTrainer] = {}
         self._starting: set[str] = set()
         self._written: dict[str, dict[str, torch.Tensor]] = {}
@@ -75,8 +79,13 @@ class TrainingDesk:
     def __contains__(self, session_id: str) -> bool:
         return session_id in self._trainers
 
-    async def do(self, session_id: str, action: TrainingAction) -> torch.Tensor | Trained | None:
+    async def do(self, session_id: str, action: TrainingAction, client: str = "") -> torch.Tensor | Trained | None:
         """Do one step of a session.
+
+        Args:
+            session_id: its name.
+            action: what it asks for.
+            client: whose it is.
 
         Raises:
             InvalidRequestError: it cannot be done so.
@@ -86,7 +95,7 @@ class TrainingDesk:
             UnsupportedOperationError: all weights may not be trained here.
         """
         if isinstance(action, StartTraining):
-            await self._start(session_id, action)
+            await self._start(session_id, action, client)
             return None
         trainer = self._trainers.get(session_id)
         if trainer is None:
@@ -98,6 +107,9 @@ class TrainingDesk:
         self._starting.discard(session_id)
         self._written.pop(session_id, None)
         trainer = self._trainers.pop(session_id, None)
+        named = self._names.pop(session_id, None)
+        if named is not None:
+            self.adapted.take_away(*named)
         if trainer is not None:
             await self._worker.run(trainer.close)
 
@@ -105,14 +117,20 @@ class TrainingDesk:
         """Free all, and end the thread."""
         for session_id in list(self._trainers):
             await self.close(session_id)
+        self.adapted.clear()
         await self._worker.shutdown()
 
-    async def _start(self, session_id: str, start: StartTraining) -> None:
+    async def _start(self, session_id: str, start: StartTraining, client: str) -> None:
         self._check_start(session_id, start)
+        self.adapted.check_free(client, start.name)
         self._starting.add(session_id)
         try:
             trainer = await self._run(lambda: TrunkTrainer(self._trunk, spec_of(start)))
             if session_id in self._starting:  # else it was closed meanwhile, and what was made has no owner
+                if start.name:
+                    self.adapted.check_free(client, start.name)  # another may have begun with it at the same time
+                    self.adapted.put(client, start.name, trainer.trunk)
+                    self._names[session_id] = client, start.name
                 self._trainers[session_id] = trainer
         finally:
             self._starting.discard(session_id)
