@@ -5,12 +5,14 @@ import copy
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
 from functools import partial
+from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
 from peft import LoraConfig, get_peft_model
 
+from splitlearn import SplitModelForCausalLM
 from splitlearn.remote import RemoteTrunk
 from splitlearn_comm import (
     AdapterNotFoundError,
@@ -19,15 +21,20 @@ from splitlearn_comm import (
     GRPCComputeServer,
     GRPCServerConfig,
     InvalidRequestError,
+    ResourceExhaustedError,
     ServerUnavailableError,
     SessionNotFoundError,
 )
 from splitlearn_comm.client import ExponentialBackoff
 from splitlearn_comm.quickstart import Client
 from splitlearn_comm.training import StartTraining
+from splitlearn_core import TrainingError
+from splitlearn_core.training.seeding import seeded_dropout
+from splitlearn_manager.quickstart import ManagedServer
 from splitlearn_manager.runtime.hosted_trunk import HostedTrunk
 from splitlearn_manager.runtime.training_desk import TrainingLimits
 from tests.support.families import Split, padded_prompt, tiny_split
+from tests.support.models import save_gpt2
 from tests.support.training import assert_evaluates_alike, fit
 
 ONCE = ExponentialBackoff(max_attempts=1)
@@ -202,3 +209,83 @@ def test_a_session_is_over_with_its_server_whatever_another_has_under_the_name()
         plain.step(hidden_BTH)
         with pytest.raises(ServerUnavailableError, match="in the middle of session"):
             adapted.step(hidden_BTH)
+
+
+def test_what_is_published_stays_when_the_training_goes_on_and_when_it_ends() -> None:
+    split, only_trunk = tiny_split("llama"), LoraConfig(r=4, target_modules=".*layers.[23].*proj")
+    torch.manual_seed(5)
+    whole = get_peft_model(copy.deepcopy(split.whole), only_trunk)
+    optimizer = torch.optim.AdamW([p for p in whole.parameters() if p.requires_grad], lr=5e-2)
+    fit(whole, optimizer, num_steps=3)
+    with across_the_wire(split, num_servers=2, turn=0) as book:
+        torch.manual_seed(5)
+        run = split.client.start_training(train="trunk", lora=only_trunk, lr=5e-2)
+        fit(split.client, run.optimizer, num_steps=3)
+        run.publish_adapter("after three")
+        fit(split.client, run.optimizer, num_steps=1)
+        run.close()
+        with RemoteTrunk.connect(book, "after three") as split.client.trunk:
+            assert_evaluates_alike(split.client, whole, split.whole)
+            with pytest.raises(TrainingError, match="computes with the adapter 'after three'"):
+                split.client.start_training(lora=only_trunk)
+            session = split.client.trunk.open_session()
+            session.step(torch.randn(1, 2, split.trunk.hidden_size))
+            split.client.trunk.free_adapter("after three")
+            with pytest.raises(SessionNotFoundError, match="or it was freed"):
+                session.step(torch.randn(1, 2, split.trunk.hidden_size))
+            with pytest.raises(AdapterNotFoundError):
+                split.client.trunk.free_adapter("after three")
+        with pytest.raises(AdapterNotFoundError, match="no adapter 'after three' here"):
+            RemoteTrunk.connect(book, "after three")
+
+
+def test_a_model_is_loaded_with_an_adapter(tmp_path: Path) -> None:
+    only_trunk, base = LoraConfig(r=4, target_modules=r".*\.h\.[23]\..*c_attn"), save_gpt2(tmp_path)
+    torch.manual_seed(5)
+    whole = get_peft_model(copy.deepcopy(base), only_trunk)
+    optimizer = torch.optim.AdamW([p for p in whole.parameters() if p.requires_grad], lr=5e-2)
+    with seeded_dropout(whole.base_model.model, 3):
+        expected = fit(whole, optimizer, num_steps=3)
+    with ManagedServer(str(tmp_path), port=0) as serving:
+        trainee = SplitModelForCausalLM.from_pretrained(str(tmp_path), trunk=serving.address)
+        torch.manual_seed(5)
+        run = trainee.start_training(train="trunk", lora=only_trunk, lr=5e-2)
+        with seeded_dropout(trainee, 3):
+            assert fit(trainee, run.optimizer, num_steps=3) == expected
+        run.publish_adapter("mine")
+        run.close()
+        model = SplitModelForCausalLM.from_pretrained(str(tmp_path), trunk=serving.address, adapter="mine")
+        assert_evaluates_alike(model, whole, base)
+        with pytest.raises(AdapterNotFoundError):
+            SplitModelForCausalLM.from_pretrained(str(tmp_path), trunk=serving.address, adapter="yours")
+        with pytest.raises(TypeError, match="adapter= goes with the address of a server"):
+            SplitModelForCausalLM.from_pretrained(str(tmp_path), adapter="mine")
+
+
+def test_what_cannot_be_published_is_said() -> None:
+    split = tiny_split("llama")
+    with across_the_wire(split):
+        run = split.client.start_training(optimizer="sgd", lr=0.5)
+        with pytest.raises(TrainingError, match="there is none to publish"):
+            run.publish_adapter("all")
+        run.close()
+        run = split.client.start_training(train=("bottom", "top"), lora=lora())
+        with pytest.raises(TrainingError, match="there is none to publish"):
+            run.publish_adapter("not there")
+        run.close()
+        run = split.client.start_training(lora=lora())
+        with pytest.raises(TrainingError, match="has a name; came none"):
+            run.publish_adapter("")
+        with pytest.raises(TrainingError, match="trains under the name"):
+            run.publish_adapter(run.passes.training.adapter)  # type: ignore[attr-defined]
+        for index in range(8):
+            run.publish_adapter(f"number {index}")
+        with pytest.raises(ResourceExhaustedError, match="8 adapters of this client are published here"):
+            run.publish_adapter("one too many")
+        run.publish_adapter("number 0")
+        split.client.trunk.free_adapter("number 1")  # type: ignore[attr-defined]
+        run.publish_adapter("one too many")
+        run.close()
+    run = split.client.start_training(lora=lora())
+    with pytest.raises(TrainingError, match="save_adapter writes it into a directory"):
+        run.publish_adapter("here")

@@ -118,5 +118,6 @@ def refuse_adapter(name: str) -> None:
     """
     if name:
         raise AdapterNotFoundError(
-            f"this client has no adapter {name!r} here: expected the name of one that it trains at this server now"
+            f"this client has no adapter {name!r} here: expected the name of one that it trains at this server now, or "
+            f"has published there"
         )

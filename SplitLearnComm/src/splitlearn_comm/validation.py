@@ -13,7 +13,15 @@ import torch
 
 from splitlearn_comm.errors import FingerprintMismatchError, InvalidRequestError, SequenceTooLongError
 from splitlearn_comm.messages import ComputeCall, Forward, KVEntries, ServiceInfo, SessionState
-from splitlearn_comm.training import BackwardPass, ForwardPass, StartTraining, TrainingAction, Update
+from splitlearn_comm.training import (
+    BackwardPass,
+    ForwardPass,
+    FreeAdapter,
+    PublishAdapter,
+    StartTraining,
+    TrainingAction,
+    Update,
+)
 
 MAX_NAME_CHARACTERS = 128
 """Of an adapter's name."""
@@ -61,6 +69,10 @@ class Validator:
         match action:
             case StartTraining():
                 self.check_adapter(action.name)
+            case PublishAdapter() | FreeAdapter():
+                self.check_adapter(action.name)
+                if not action.name:
+                    raise InvalidRequestError("an adapter that is published, or freed, has a name; came none")
             case ForwardPass():
                 self._check(action.hidden, 0, action.attention_mask, action.position_ids)
             case BackwardPass():

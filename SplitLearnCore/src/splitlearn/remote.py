@@ -15,9 +15,11 @@ from splitlearn.wire_loss import measure_losses, sample_text, with_losses
 from splitlearn_comm import GRPCComputeClient, ServiceInfo
 from splitlearn_comm.client import ClientOptions, ClientSession
 from splitlearn_comm.codec import CodecChoice
+from splitlearn_comm.training import FreeAdapter
 from splitlearn_core import (
     SplitModel,
     SplitPoints,
+    TrainingError,
     TrunkInfo,
     TrunkMismatchError,
     TrunkPort,
@@ -56,7 +58,9 @@ class RemoteTrunk(TrunkPort):
         self._abandoned: deque[ClientSession] = deque()
 
     @classmethod
-    def connect(cls, address: str | Sequence[str], **options: Unpack[ClientOptions]) -> Self:
+    def connect(
+        cls, address: str | Sequence[str], adapter: str | None = None, **options: Unpack[ClientOptions]
+    ) -> Self:
         """Connect to a server by its address `"host:port"`, or to several that host the same trunk.
 
         A session that loses its server goes on at another of them. The options are those of `GRPCComputeClient`; with
@@ -65,11 +69,19 @@ class RemoteTrunk(TrunkPort):
         Raises:
             ServerUnavailableError: nothing answers there.
             TrunkMismatchError: what answers there is no trunk.
+            AdapterNotFoundError: (of splitlearn_comm) this client has no such adapter there.
         """
         losses: dict[str, float] = {}
         measured = with_losses(options, losses)
         client = GRPCComputeClient(address, **(measured or options))
-        return cls(client, None if measured is None else losses)
+        try:
+            port = cls(client, None if measured is None else losses, adapter)
+            if adapter:
+                port.open_session().close()
+        except BaseException:
+            client.close()
+            raise
+        return port
 
     @property
     def info(self) -> TrunkInfo:
@@ -110,9 +122,14 @@ class RemoteTrunk(TrunkPort):
         """Train the trunk on its server, for this client alone, or only take gradients through it.
 
         Raises:
-            TrainingError: what the specification asks for is not there.
+            TrainingError: what the specification asks for is not there, or this port computes with an adapter already.
             CommError: the server refuses it for another reason.
         """
+        if self._adapter:
+            raise TrainingError(
+                f"this trunk computes with the adapter {self._adapter!r}, and no gradient goes through that: load the "
+                "model without adapter= to train, and take up a checkpoint with run.resume"
+            )
         self._free_abandoned()
         return RemoteTraining(self._client.session(expected_fingerprint=self._service_fingerprint), spec)
 
@@ -122,6 +139,16 @@ class RemoteTrunk(TrunkPort):
         port = RemoteTrunk(self._client, self._losses, training.adapter)
         port._abandoned = self._abandoned  # this one's calls free what that one's sessions leave
         return port
+
+    def free_adapter(self, name: str) -> None:
+        """Free an adapter that this client has published; what computes with it ends.
+
+        Raises:
+            AdapterNotFoundError: (of splitlearn_comm) it has none of that name.
+        """
+        # With the adapter: of several servers this goes to the one that has it.
+        with self._client.session(self._service_fingerprint, adapter=name) as session:
+            session.train(FreeAdapter(name))
 
     def text_to_measure(self, model_id: str, revision: str | None) -> torch.Tensor | None:
         """Return the token ids [1, T] to measure losses on; None where none are needed.

@@ -14,6 +14,7 @@ from splitlearn_comm.training import (
     BackwardPass,
     ForwardPass,
     ParameterGroup,
+    PublishAdapter,
     ReadTraining,
     StartTraining,
     Trained,
@@ -111,6 +112,10 @@ class RemoteTraining(TrunkTraining):
             if number_ == len(state) or sum(t.nbytes for t in part.values()) >= PART_BYTES:
                 self._do(WriteTraining(TrainingState(update_id, part, len(state))))
                 part = {}
+
+    def publish(self, name: str) -> None:
+        """Keep a copy of the adapter on the server, beyond the training."""
+        self._do(PublishAdapter(name))
 
     def close(self) -> None:
         """Free everything on the server."""

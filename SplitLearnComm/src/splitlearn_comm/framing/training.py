@@ -18,8 +18,10 @@ from splitlearn_comm.framing.fields import attention_mask_of, encode_optional, p
 from splitlearn_comm.training import (
     BackwardPass,
     ForwardPass,
+    FreeAdapter,
     Options,
     ParameterGroup,
+    PublishAdapter,
     ReadTraining,
     StartTraining,
     TrainingAction,
@@ -75,6 +77,10 @@ def encode_training(outer: pb.SessionRequest, action: TrainingAction, packing: P
             outer.read_training.CopyFrom(pb.ReadTraining(first=action.first))
         case WriteTraining():
             outer.write_training.CopyFrom(pb.WriteTraining(state=encode_training_state(action.state)))
+        case PublishAdapter():
+            outer.publish_adapter.CopyFrom(pb.PublishAdapter(name=action.name))
+        case FreeAdapter():
+            outer.free_adapter.CopyFrom(pb.FreeAdapter(name=action.name))
         case _:
             assert_never(action)
     return outer.SerializeToString()
@@ -106,6 +112,10 @@ def training_action(message: pb.SessionRequest, take: TakeTensor, max_bytes: int
             return ReadTraining(message.read_training.first)
         case "write_training":
             return WriteTraining(decode_training_state(message.write_training.state, max_bytes))
+        case "publish_adapter":
+            return PublishAdapter(message.publish_adapter.name)
+        case "free_adapter":
+            return FreeAdapter(message.free_adapter.name)
         case _:
             return None
 

@@ -82,6 +82,25 @@ class TrainingRun:
         self._check_open()
         save_adapter(self, Path(directory))
 
+    def publish_adapter(self, name: str) -> None:
+        """Have the trunk's server keep the trunk's share of the adapter, as it is now, beyond this run.
+
+        `from_pretrained(..., trunk=address, adapter=name)`, and `adapter=` of a client's calls and sessions, compute
+        with it. It is this client's alone, and freed by `model.trunk.free_adapter(name)` or when it is idle for long.
+        The share of Bottom and Top is not sent anywhere: train only the trunk, or save that by `save_adapter`.
+
+        Args:
+            name: what it is called there; what this client published under the name before is freed.
+
+        Raises:
+            TrainingError: the trunk's share of what trains is no adapter, or the trunk is in this process.
+            ResourceExhaustedError: (of splitlearn_comm) the server has no room for another of this client, or of all.
+        """
+        self._check_open()
+        if self.adapter is None or not self.passes.is_trainable:
+            raise TrainingError("no adapter of the trunk trains: there is none to publish")
+        self.passes.training.publish(name)
+
     @property
     def update_id(self) -> int:
         """Updates done so far."""

@@ -123,6 +123,7 @@ class HostedTrunk(MeasuredHost):
         """Make an empty cache for a session; one that is open begins anew."""
         if session_id in self._book:
             await self.close_session(session_id)
+        self._desk.adapted.expire()
         if adapter:
             await self._desk.adapted.open(session_id, client, adapter)
         else:

@@ -4,7 +4,7 @@ Tensor shapes: B rows, T tokens, H hidden size.
 """
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import TypeVar, assert_never
 
 import torch
@@ -20,6 +20,8 @@ from splitlearn_comm import (
 from splitlearn_comm.training import (
     BackwardPass,
     ForwardPass,
+    FreeAdapter,
+    PublishAdapter,
     ReadTraining,
     StartTraining,
     Trained,
@@ -34,6 +36,7 @@ from splitlearn_core.training.port import ParameterGroup, TrunkTrainingSpec
 from splitlearn_core.training.seeding import DropoutSeed
 from splitlearn_core.training.trunk_trainer import TrunkTrainer
 from splitlearn_manager.runtime.adapted_trunks import AdaptedTrunks
+from splitlearn_manager.runtime.adapter_shelf import AdapterLimits
 
 T = TypeVar("T")
 PART_BYTES = 32 << 20
@@ -54,6 +57,8 @@ class TrainingLimits:
     """How many may train at a time."""
     allow_full: bool = False
     """Whether they may train all weights, each of a copy of the trunk."""
+    adapters: AdapterLimits = field(default_factory=AdapterLimits)
+    """What of it they may publish."""
 
 
 class TrainingDesk:
@@ -69,7 +74,7 @@ class TrainingDesk:
         self._trunk = trunk
         self._limits = limits
         self._worker = WorkerThread(name)
-        self.adapted = AdaptedTrunks(self._worker)
+        self.adapted = AdaptedTrunks(self._worker, limits.adapters)
         """What clients compute with of what they train."""
         self._names: dict[str, tuple[str, str]] = {}
         self._trainers: dict[str, TrunkTrainer] = {}
@@ -97,9 +102,15 @@ class TrainingDesk:
         if isinstance(action, StartTraining):
             await self._start(session_id, action, client)
             return None
+        if isinstance(action, FreeAdapter):
+            self.adapted.free(client, action.name)
+            return None
         trainer = self._trainers.get(session_id)
         if trainer is None:
             raise InvalidRequestError("this session does not train: begin with start_training")
+        if isinstance(action, PublishAdapter):
+            await self._publish(trainer, client, action.name)
+            return None
         return await self._run(lambda: self._step(session_id, trainer, action))
 
     async def close(self, session_id: str) -> None:
@@ -147,6 +158,11 @@ class TrainingDesk:
         if num_trainings >= self._limits.max_trainings:
             raise ResourceExhaustedError(f"{num_trainings} clients train here, and no more may at a time")
 
+    async def _publish(self, trainer: TrunkTrainer, client: str, name: str) -> None:
+        num_bytes = await self._run(lambda: trainer.adapter_bytes)
+        self.adapted.check_room(client, name, num_bytes)
+        self.adapted.publish(client, name, await self._run(trainer.as_trained), num_bytes)
+
     async def _run(self, call: Callable[[], T]) -> T:
         try:
             return await self._worker.run(call)
@@ -182,7 +198,7 @@ class TrainingDesk:
             case WriteTraining():
                 self._write(session_id, trainer, action.state)
                 return None
-            case StartTraining():
+            case StartTraining() | PublishAdapter() | FreeAdapter():
                 raise AssertionError("it was done before")
             case _:
                 assert_never(action)

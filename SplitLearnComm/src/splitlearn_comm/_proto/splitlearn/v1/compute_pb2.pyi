@@ -125,7 +125,7 @@ class ComputeResponse(_message.Message):
     def __init__(self, tensor: _Optional[_Union[TensorData, _Mapping]] = ..., past_key_values: _Optional[_Union[KVCache, _Mapping]] = ...) -> None: ...
 
 class SessionRequest(_message.Message):
-    __slots__ = ("session_id", "step_id", "position", "open", "forward", "reorder", "crop", "start_recording", "close", "chunk", "export", "import_state", "start_training", "forward_pass", "backward_pass", "update", "read_training", "write_training", "timeout_ms")
+    __slots__ = ("session_id", "step_id", "position", "open", "forward", "reorder", "crop", "start_recording", "close", "chunk", "export", "import_state", "start_training", "forward_pass", "backward_pass", "update", "read_training", "write_training", "publish_adapter", "free_adapter", "timeout_ms")
     SESSION_ID_FIELD_NUMBER: _ClassVar[int]
     STEP_ID_FIELD_NUMBER: _ClassVar[int]
     POSITION_FIELD_NUMBER: _ClassVar[int]
@@ -144,6 +144,8 @@ class SessionRequest(_message.Message):
     UPDATE_FIELD_NUMBER: _ClassVar[int]
     READ_TRAINING_FIELD_NUMBER: _ClassVar[int]
     WRITE_TRAINING_FIELD_NUMBER: _ClassVar[int]
+    PUBLISH_ADAPTER_FIELD_NUMBER: _ClassVar[int]
+    FREE_ADAPTER_FIELD_NUMBER: _ClassVar[int]
     TIMEOUT_MS_FIELD_NUMBER: _ClassVar[int]
     session_id: str
     step_id: int
@@ -163,8 +165,10 @@ class SessionRequest(_message.Message):
     update: Update
     read_training: ReadTraining
     write_training: WriteTraining
+    publish_adapter: PublishAdapter
+    free_adapter: FreeAdapter
     timeout_ms: int
-    def __init__(self, session_id: _Optional[str] = ..., step_id: _Optional[int] = ..., position: _Optional[int] = ..., open: _Optional[_Union[Open, _Mapping]] = ..., forward: _Optional[_Union[Forward, _Mapping]] = ..., reorder: _Optional[_Union[Reorder, _Mapping]] = ..., crop: _Optional[_Union[Crop, _Mapping]] = ..., start_recording: _Optional[_Union[StartRecording, _Mapping]] = ..., close: _Optional[_Union[Close, _Mapping]] = ..., chunk: _Optional[_Union[TensorChunk, _Mapping]] = ..., export: _Optional[_Union[Export, _Mapping]] = ..., import_state: _Optional[_Union[Import, _Mapping]] = ..., start_training: _Optional[_Union[StartTraining, _Mapping]] = ..., forward_pass: _Optional[_Union[ForwardPass, _Mapping]] = ..., backward_pass: _Optional[_Union[BackwardPass, _Mapping]] = ..., update: _Optional[_Union[Update, _Mapping]] = ..., read_training: _Optional[_Union[ReadTraining, _Mapping]] = ..., write_training: _Optional[_Union[WriteTraining, _Mapping]] = ..., timeout_ms: _Optional[int] = ...) -> None: ...
+    def __init__(self, session_id: _Optional[str] = ..., step_id: _Optional[int] = ..., position: _Optional[int] = ..., open: _Optional[_Union[Open, _Mapping]] = ..., forward: _Optional[_Union[Forward, _Mapping]] = ..., reorder: _Optional[_Union[Reorder, _Mapping]] = ..., crop: _Optional[_Union[Crop, _Mapping]] = ..., start_recording: _Optional[_Union[StartRecording, _Mapping]] = ..., close: _Optional[_Union[Close, _Mapping]] = ..., chunk: _Optional[_Union[TensorChunk, _Mapping]] = ..., export: _Optional[_Union[Export, _Mapping]] = ..., import_state: _Optional[_Union[Import, _Mapping]] = ..., start_training: _Optional[_Union[StartTraining, _Mapping]] = ..., forward_pass: _Optional[_Union[ForwardPass, _Mapping]] = ..., backward_pass: _Optional[_Union[BackwardPass, _Mapping]] = ..., update: _Optional[_Union[Update, _Mapping]] = ..., read_training: _Optional[_Union[ReadTraining, _Mapping]] = ..., write_training: _Optional[_Union[WriteTraining, _Mapping]] = ..., publish_adapter: _Optional[_Union[PublishAdapter, _Mapping]] = ..., free_adapter: _Optional[_Union[FreeAdapter, _Mapping]] = ..., timeout_ms: _Optional[int] = ...) -> None: ...
 
 class Open(_message.Message):
     __slots__ = ("expected_fingerprint", "resume", "chunk_bytes", "hidden", "timings", "can_move", "gradient", "kv", "adapter")
@@ -339,6 +343,18 @@ class WriteTraining(_message.Message):
     STATE_FIELD_NUMBER: _ClassVar[int]
     state: TrainingState
     def __init__(self, state: _Optional[_Union[TrainingState, _Mapping]] = ...) -> None: ...
+
+class PublishAdapter(_message.Message):
+    __slots__ = ("name",)
+    NAME_FIELD_NUMBER: _ClassVar[int]
+    name: str
+    def __init__(self, name: _Optional[str] = ...) -> None: ...
+
+class FreeAdapter(_message.Message):
+    __slots__ = ("name",)
+    NAME_FIELD_NUMBER: _ClassVar[int]
+    name: str
+    def __init__(self, name: _Optional[str] = ...) -> None: ...
 
 class TrainingState(_message.Message):
     __slots__ = ("update_id", "tensors", "num_tensors")
