@@ -145,7 +145,7 @@ class Inbox:
 
     Args:
         max_bytes: Largest tensor taken in chunks, or made of fewer bytes by a codec.
-        max_cache_bytes: Of a cache, uncoded, all its tensors together; None: as many.
+        max_cache_bytes: Of a cache, uncoded, or of what a message of training has, all tensors together; None: as many.
     """
 
     def __init__(self, max_bytes: int, max_cache_bytes: int | None = None) -> None:
@@ -239,7 +239,7 @@ class Inbox:
                 return self._training_of(message)
 
     def _training_of(self, message: pb.SessionRequest) -> TrainingAction:
-        action = training_action(message, self._tensor_of, self._max_bytes)
+        action = training_action(message, self._tensor_of, self._max_cache_bytes)
         if action is None:
             raise InvalidRequestError(
                 "a session message without an action: expected open, forward, reorder, crop, start_recording, "
@@ -256,7 +256,7 @@ class Inbox:
         }
         match message.WhichOneof("result"):
             case "training_state":
-                state = decode_training_state(message.training_state, self._max_bytes)
+                state = decode_training_state(message.training_state, self._max_cache_bytes)
                 return Answer(step_id, position, training_state=state, **common)
             case "tensor":
                 return Answer(step_id, position, self._tensor_of(message.tensor), **common)
