@@ -19,7 +19,7 @@ class Echo(SessionHost):
         """The tensor itself."""
         return ComputeResult(call.tensor)
 
-    async def open_session(self, session_id: str, client: str = "") -> None:
+    async def open_session(self, session_id: str, client: str = "", adapter: str = "") -> None:
         """Nothing to make room for."""
 
     async def run_step(self, session_id: str, action: Action) -> torch.Tensor | None:

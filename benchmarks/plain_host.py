@@ -34,7 +34,7 @@ class PlainTrunk(SessionHost):
         """Nobody asks for it here."""
         raise NotImplementedError
 
-    async def open_session(self, session_id: str, client: str = "") -> None:
+    async def open_session(self, session_id: str, client: str = "", adapter: str = "") -> None:
         """Make a cache."""
         self._caches[session_id] = self._trunk.new_cache()
 

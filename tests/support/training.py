@@ -6,6 +6,9 @@ from typing import Any
 import torch
 from torch import nn
 
+from splitlearn_core import SplitModel
+from tests.support.families import padded_prompt
+
 NUM_STEPS = 8
 
 
@@ -71,3 +74,20 @@ def assert_same(run: Any, whole: nn.Module, names_in_whole: Callable[[str], str]
 
 def without_prefix(name: str) -> str:
     return name.removeprefix("base_model.model.")
+
+
+@torch.no_grad()
+def assert_evaluates_alike(client: SplitModel, whole: Any, base: Any) -> None:
+    """In evaluation mode a split model computes and generates as a whole one, and not as the one before training."""
+    for model in (client, whole, base):
+        model.eval()
+    prompt = padded_prompt(90)
+    expected_BTV = whole(**prompt).logits
+    assert torch.equal(client(**prompt).logits, expected_BTV)
+    assert not torch.allclose(base(**prompt).logits, expected_BTV, atol=1e-2)
+    options = {"max_new_tokens": 12, "do_sample": False}
+    tokens = whole.generate(**prompt, **options)
+    assert torch.equal(client.generate(**prompt, **options), tokens)
+    assert not torch.equal(base.generate(**prompt, **options), tokens)
+    beams = {**options, "num_beams": 3}
+    assert torch.equal(client.generate(**prompt, **beams), whole.generate(**prompt, **beams))

@@ -15,6 +15,7 @@ from splitlearn_comm.client import (
 from splitlearn_comm.codec import AutoCodec, CodecPlan, Coded, CompressedTensorCodec, TensorCodec, register_codec
 from splitlearn_comm.directory import HostDirectory, Lease, NamedHosts, SingleHost, Wanted
 from splitlearn_comm.errors import (
+    AdapterNotFoundError,
     AddressInUseError,
     AuthenticationError,
     ClientClosedError,
@@ -65,6 +66,7 @@ from splitlearn_comm.server import (
 
 __all__ = [
     "Action",
+    "AdapterNotFoundError",
     "AddressBook",
     "AddressInUseError",
     "AsyncClientSession",

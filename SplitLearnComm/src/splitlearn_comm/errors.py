@@ -5,6 +5,7 @@ CommError
 ├── SequenceTooLongError (ValueError)         more tokens than the model has positions for
 ├── SessionNotFoundError (LookupError)        no such session, or no longer
 ├── ServiceNotFoundError (LookupError)        nothing of that name is served at this address
+│   └── AdapterNotFoundError                  nor has this client an adapter of that name there
 ├── PassExpiredError (LookupError)            a training pass whose activations are not kept any more
 ├── StaleGradientError                        a gradient of a forward that other weights made
 ├── StepOrderError                            a step came too late, too early or at the wrong position
@@ -59,6 +60,10 @@ class SessionNotFoundError(CommError, LookupError):
 
 class ServiceNotFoundError(CommError, LookupError):
     """Nothing of that name and version is served at this address."""
+
+
+class AdapterNotFoundError(ServiceNotFoundError):
+    """This client has no adapter of that name there; whether another has, is not said."""
 
 
 class PassExpiredError(CommError, LookupError):
@@ -133,6 +138,7 @@ CODES: dict[type[CommError], grpc.StatusCode] = {
     SequenceTooLongError: grpc.StatusCode.OUT_OF_RANGE,
     SessionNotFoundError: grpc.StatusCode.NOT_FOUND,
     ServiceNotFoundError: grpc.StatusCode.NOT_FOUND,
+    AdapterNotFoundError: grpc.StatusCode.NOT_FOUND,
     PassExpiredError: grpc.StatusCode.NOT_FOUND,
     StepOrderError: grpc.StatusCode.FAILED_PRECONDITION,
     StaleGradientError: grpc.StatusCode.FAILED_PRECONDITION,

@@ -10,7 +10,7 @@ import torch
 from splitlearn_comm.errors import UnsupportedOperationError
 from splitlearn_comm.framing.chunks import CHUNK_BYTES
 from splitlearn_comm.function import ComputeFunction
-from splitlearn_comm.host import SessionHost
+from splitlearn_comm.host import SessionHost, refuse_adapter
 from splitlearn_comm.messages import Action, ComputeCall, ComputeResult, Forward, KVEntries, ServiceInfo
 from splitlearn_comm.worker import WorkerThread
 
@@ -51,6 +51,7 @@ class FunctionHost(SessionHost):
 
     async def compute(self, call: ComputeCall) -> ComputeResult:
         """Call the function with what the client gave."""
+        refuse_adapter(call.adapter)
         arguments = self._arguments(
             attention_mask=call.attention_mask,
             position_ids=call.position_ids,
@@ -60,9 +61,9 @@ class FunctionHost(SessionHost):
         output = await self._run(call.tensor, arguments)
         return ComputeResult(*output) if isinstance(output, tuple) else ComputeResult(output)
 
-    async def open_session(self, session_id: str, client: str = "") -> None:
+    async def open_session(self, session_id: str, client: str = "", adapter: str = "") -> None:
         """Nothing to do: there is no state."""
-        return
+        refuse_adapter(adapter)
 
     async def run_step(self, session_id: str, action: Action) -> torch.Tensor | None:
         """Call the function for a forward; do nothing for the rest."""

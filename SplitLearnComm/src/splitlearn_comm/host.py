@@ -6,7 +6,7 @@ from abc import ABC, abstractmethod
 
 import torch
 
-from splitlearn_comm.errors import UnsupportedOperationError
+from splitlearn_comm.errors import AdapterNotFoundError, UnsupportedOperationError
 from splitlearn_comm.messages import Action, CacheUse, ComputeCall, ComputeResult, KVEntries, ServiceInfo
 from splitlearn_comm.training import Trained, TrainingAction
 
@@ -36,15 +36,24 @@ class SessionHost(ABC):
 
     @abstractmethod
     async def compute(self, call: ComputeCall) -> ComputeResult:
-        """Do one stateless call. `past_key_values` of the result is given if and only if `use_cache` is."""
+        """Do one stateless call. `past_key_values` of the result is given if and only if `use_cache` is.
+
+        Raises:
+            AdapterNotFoundError: The client has no adapter of the name that the call has.
+        """
 
     @abstractmethod
-    async def open_session(self, session_id: str, client: str = "") -> None:
+    async def open_session(self, session_id: str, client: str = "", adapter: str = "") -> None:
         """Make room for a session with an empty cache.
 
         Args:
             session_id: Its name.
             client: Whose it is, as the server knows its clients: for a fair share of what there is.
+            adapter: Name of an adapter of this client, with which the session computes, as long as it is open; empty
+                for none. What adapters are is the host's business: one that has none calls `refuse_adapter`.
+
+        Raises:
+            AdapterNotFoundError: This client has no adapter of that name.
         """
 
     @abstractmethod
@@ -99,3 +108,16 @@ class SessionHost(ABC):
     @abstractmethod
     async def close_session(self, session_id: str) -> None:
         """Free a session. Also called when it expires or its client disappears; an unknown session is no error."""
+
+
+def refuse_adapter(name: str) -> None:
+    """Refuse an adapter where this client has none of that name.
+
+    Raises:
+        AdapterNotFoundError: There is a name, and not the empty one that stands for no adapter.
+    """
+    if name:
+        raise AdapterNotFoundError(
+            f"this client has no adapter {name!r} here: expected the name of one that it trains at this server now, or "
+            f"has published there"
+        )

@@ -229,6 +229,10 @@ class ComputeCall:
     """The cache of an earlier result; None if nothing came before."""
     use_cache: bool = False
     """Whether the result is to carry the cache."""
+    adapter: str = ""
+    """Name of an adapter of the client, with which to compute; empty for none."""
+    client: str = ""
+    """Whose call it is, as the server knows its clients; set by the server."""
 
 
 @dataclass(frozen=True)

@@ -17,6 +17,8 @@ from splitlearn_comm.messages import Crop, Forward, Reorder, StartRecording
 from splitlearn_comm.training import (
     BackwardPass,
     ForwardPass,
+    FreeAdapter,
+    PublishAdapter,
     ReadTraining,
     StartTraining,
     Update,
@@ -42,6 +44,8 @@ _ACTIONS: dict[type, str] = {
     Update: "update",
     ReadTraining: "read_training",
     WriteTraining: "write_training",
+    PublishAdapter: "publish_adapter",
+    FreeAdapter: "free_adapter",
 }
 
 
@@ -55,8 +59,8 @@ class StepSummary(NamedTuple):
 
     action: str
     """`forward`, `reorder`, `crop`, `start_recording`; in a session of training `start_training`, `forward_pass`,
-    `backward_pass`, `update`, `read_training`, `write_training`; at a server also `open`, `close`, `export`, `import`,
-    and `unknown` for what could not be read."""
+    `backward_pass`, `update`, `read_training`, `write_training`, `publish_adapter`, `free_adapter`; at a server also
+    `open`, `close`, `export`, `import`, and `unknown` for what could not be read."""
     code: grpc.StatusCode
     """OK, or with what it was refused or failed."""
     step_id: int

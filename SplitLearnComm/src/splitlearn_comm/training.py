@@ -41,6 +41,8 @@ class StartTraining:
     """Which parameters train."""
     recompute: bool = False
     """Keep only what enters each layer between forward and backward."""
+    name: str = ""
+    """What sessions and calls of this client may name as their adapter while the session lives; empty for nothing."""
 
 
 @dataclass(frozen=True)
@@ -121,7 +123,25 @@ class WriteTraining:
     """A part of it, in the order in which it was given out; the last one makes it count."""
 
 
-TrainingAction = StartTraining | ForwardPass | BackwardPass | Update | ReadTraining | WriteTraining
+@dataclass(frozen=True)
+class PublishAdapter:
+    """Keep a copy of the adapter that trains, as it is now, beyond the session."""
+
+    name: str
+    """Under what this client's sessions and calls find it; what was published under it before is freed."""
+
+
+@dataclass(frozen=True)
+class FreeAdapter:
+    """Free an adapter that was published, in any session."""
+
+    name: str
+    """Its name."""
+
+
+TrainingAction = (
+    StartTraining | ForwardPass | BackwardPass | Update | ReadTraining | WriteTraining | PublishAdapter | FreeAdapter
+)
 """What a step of a session of training does."""
 
 

@@ -13,7 +13,18 @@ import torch
 
 from splitlearn_comm.errors import FingerprintMismatchError, InvalidRequestError, SequenceTooLongError
 from splitlearn_comm.messages import ComputeCall, Forward, KVEntries, ServiceInfo, SessionState
-from splitlearn_comm.training import BackwardPass, ForwardPass, TrainingAction, Update
+from splitlearn_comm.training import (
+    BackwardPass,
+    ForwardPass,
+    FreeAdapter,
+    PublishAdapter,
+    StartTraining,
+    TrainingAction,
+    Update,
+)
+
+MAX_NAME_CHARACTERS = 128
+"""Of an adapter's name."""
 
 AUTOCAST = (torch.float16, torch.bfloat16)
 """Dtypes of mixed precision."""
@@ -35,6 +46,7 @@ class Validator:
 
     def check_call(self, call: ComputeCall) -> None:
         """Raise `InvalidRequestError` or `SequenceTooLongError` for a stateless call that cannot be done."""
+        self.check_adapter(call.adapter)
         past = call.past_key_values.position if call.past_key_values else 0
         self._check(call.tensor, past, call.attention_mask, call.position_ids)
         if call.past_key_values and self._info.hidden_size is not None:
@@ -49,9 +61,23 @@ class Validator:
             )
         self._check(action.hidden, position, action.attention_mask, action.position_ids)
 
+    def check_adapter(self, name: str) -> None:
+        """Raise `InvalidRequestError` for what cannot be the name of an adapter; empty stands for none."""
+        if len(name) > MAX_NAME_CHARACTERS or not name.isprintable():
+            raise InvalidRequestError(
+                f"an adapter's name has at most {MAX_NAME_CHARACTERS} characters, all of them printable; "
+                f"came one of {len(name)}"
+            )
+
     def check_training(self, action: TrainingAction) -> None:
         """Raise `InvalidRequestError` or `SequenceTooLongError` for a step of training that cannot be done."""
         match action:
+            case StartTraining():
+                self.check_adapter(action.name)
+            case PublishAdapter() | FreeAdapter():
+                self.check_adapter(action.name)
+                if not action.name:
+                    raise InvalidRequestError("an adapter that is published, or freed, has a name; came none")
             case ForwardPass():
                 _check_autocast(action.autocast)
                 is_mixed = action.autocast is not None

@@ -43,9 +43,9 @@ class Slow(RunningSumHost):
     def go_on(self) -> None:
         self._may_go_on.set()
 
-    async def open_session(self, session_id: str, client: str = "") -> None:
+    async def open_session(self, session_id: str, client: str = "", adapter: str = "") -> None:
         await self._wait("open")
-        await super().open_session(session_id, client)
+        await super().open_session(session_id, client, adapter)
 
     async def close_session(self, session_id: str) -> None:
         await self._wait("close")

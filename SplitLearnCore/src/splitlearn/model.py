@@ -40,6 +40,7 @@ class SplitModelForCausalLM:
         attn_implementation: str | None = None,
         revision: str | None = None,
         connection: Mapping[str, Any] | None = None,
+        adapter: str | None = None,
     ) -> SplitModel:
         """Load Bottom and Top here and join them to a trunk.
 
@@ -55,6 +56,8 @@ class SplitModelForCausalLM:
             connection: options of the connection to a server, as `splitlearn_comm.GRPCComputeClient` takes them:
                 `{"token": ..., "tls": ClientTLS(ca=...), "timeout_s": ...}`. With `{"codec": "auto", "max_kl": 1e-3}`
                 what each codec loses is measured here, on a short text.
+            adapter: name of an adapter that this client has published at the server (`run.publish_adapter`), or trains
+                there now: with it the trunk computes and generates. None for none.
 
         Raises:
             CheckpointError: no such checkpoint, or its weights are missing or truncated.
@@ -63,10 +66,12 @@ class SplitModelForCausalLM:
             UnsupportedModelError: the model cannot be cut exactly.
             ServerUnavailableError: (of splitlearn_comm) nothing answers at the address.
             MissingPackageError: a trunk on a server needs SplitLearnComm, and it is not installed.
+            AdapterNotFoundError: (of splitlearn_comm) this client has no such adapter at the server.
             AuthenticationError: (of splitlearn_comm) the server wants a token, and this is none it knows.
             AddressError: an address without a port.
             UnsupportedOptionError: `max_kl` for a checkpoint without a tokenizer.
-            TypeError: `trunk` is none of these, or `connection` was given without an address or has unknown options.
+            TypeError: `trunk` is none of these, or `connection` or `adapter` was given without an address, or an option
+                is unknown.
         """
         load = partial(
             load_client_model,
@@ -78,10 +83,11 @@ class SplitModelForCausalLM:
             revision=revision,
         )
         if trunk is None or isinstance(trunk, (TrunkPort, Trunk)):
-            if connection:
-                raise TypeError(f"connection= goes with the address of a server; trunk={type(trunk).__name__} has none")
+            if connection or adapter:
+                name = "connection=" if connection else "adapter="
+                raise TypeError(f"{name} goes with the address of a server; trunk={type(trunk).__name__} has none")
             return load(trunk=trunk)
-        port = connect(trunk, connection)
+        port = connect(trunk, connection, adapter)
         try:
             text = port.text_to_measure(model_id, revision)
             model = load(trunk=port)
@@ -95,7 +101,7 @@ class SplitModelForCausalLM:
         return model
 
 
-def connect(address: object, options: Mapping[str, Any] | None = None) -> "RemoteTrunk":
+def connect(address: object, options: Mapping[str, Any] | None = None, adapter: str | None = None) -> "RemoteTrunk":
     """Connect to a trunk on a server; arguments and errors as in `SplitModelForCausalLM.from_pretrained`.
 
     Raises:
@@ -111,4 +117,4 @@ def connect(address: object, options: Mapping[str, Any] | None = None) -> "Remot
         "a trunk on a server needs SplitLearnComm: pip install splitlearn-core[client] splitlearn-comm[client]"
     ):
         from splitlearn.remote import RemoteTrunk
-    return RemoteTrunk.connect(address, **(options or {}))
+    return RemoteTrunk.connect(address, adapter, **(options or {}))

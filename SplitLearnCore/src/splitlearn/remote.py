@@ -6,7 +6,7 @@ Tensor shapes: B rows, T new tokens, P cached tokens, H hidden size.
 import contextlib
 from collections import deque
 from collections.abc import Sequence
-from typing import Any, NoReturn, Self, Unpack
+from typing import NoReturn, Self, Unpack
 
 import torch
 
@@ -15,21 +15,20 @@ from splitlearn.wire_loss import measure_losses, sample_text, with_losses
 from splitlearn_comm import GRPCComputeClient, ServiceInfo
 from splitlearn_comm.client import ClientOptions, ClientSession
 from splitlearn_comm.codec import CodecChoice
+from splitlearn_comm.training import FreeAdapter
 from splitlearn_core import (
     SplitModel,
     SplitPoints,
+    TrainingError,
     TrunkInfo,
     TrunkMismatchError,
     TrunkPort,
     TrunkSession,
     UnsupportedOptionError,
 )
-from splitlearn_core.training.port import TrunkTrainingSpec
+from splitlearn_core.training.no_gradient import NO_GRADIENT, joined
+from splitlearn_core.training.port import TrunkTraining, TrunkTrainingSpec
 
-NO_GRADIENT = (
-    "only a forward in train mode has a backward through a trunk on a server, without a cache: call model.train() and "
-    "leave use_cache out, or compute under torch.no_grad()"
-)
 FINGERPRINT_SEPARATOR = ":"
 """Between the checkpoint's fingerprint and the cut points, in what a trunk server calls its fingerprint."""
 
@@ -41,13 +40,17 @@ class RemoteTrunk(TrunkPort):
         client: connected to a server that hosts a trunk; closed together with this port.
         losses: where the client looks up what each lossy codec costs, to be filled by `measure_losses`; None for a
             client that needs no such thing.
+        adapter: name of the client's adapter at the server, with which to compute; None for none.
 
     Raises:
         TrunkMismatchError: what the server hosts is no trunk.
     """
 
-    def __init__(self, client: GRPCComputeClient, losses: dict[str, float] | None = None) -> None:
+    def __init__(
+        self, client: GRPCComputeClient, losses: dict[str, float] | None = None, adapter: str | None = None
+    ) -> None:
         self._client = client
+        self._adapter = adapter
         self._losses = losses
         self._info = trunk_info(client.get_info())
         # Said again with every session and call: another server may listen at this address by then.
@@ -55,7 +58,9 @@ class RemoteTrunk(TrunkPort):
         self._abandoned: deque[ClientSession] = deque()
 
     @classmethod
-    def connect(cls, address: str | Sequence[str], **options: Unpack[ClientOptions]) -> Self:
+    def connect(
+        cls, address: str | Sequence[str], adapter: str | None = None, **options: Unpack[ClientOptions]
+    ) -> Self:
         """Connect to a server by its address `"host:port"`, or to several that host the same trunk.
 
         A session that loses its server goes on at another of them. The options are those of `GRPCComputeClient`; with
@@ -64,11 +69,19 @@ class RemoteTrunk(TrunkPort):
         Raises:
             ServerUnavailableError: nothing answers there.
             TrunkMismatchError: what answers there is no trunk.
+            AdapterNotFoundError: (of splitlearn_comm) this client has no such adapter there.
         """
         losses: dict[str, float] = {}
         measured = with_losses(options, losses)
         client = GRPCComputeClient(address, **(measured or options))
-        return cls(client, None if measured is None else losses)
+        try:
+            port = cls(client, None if measured is None else losses, adapter)
+            if adapter:
+                port.open_session().close()
+        except BaseException:
+            client.close()
+            raise
+        return port
 
     @property
     def info(self) -> TrunkInfo:
@@ -95,24 +108,47 @@ class RemoteTrunk(TrunkPort):
             attention_mask=attention_mask,
             position_ids=position_ids,
             expected_fingerprint=self._service_fingerprint,
+            adapter=self._adapter,
         )
         return joined(hidden_BTH, received_BTH)
 
     def open_session(self) -> "RemoteTrunkSession":
         """Open a KV cache on the server."""
         self._free_abandoned()
-        session = self._client.session(expected_fingerprint=self._service_fingerprint)
+        session = self._client.session(self._service_fingerprint, adapter=self._adapter)
         return RemoteTrunkSession(session, self._info.dtype, self._abandoned)
 
     def start_training(self, spec: TrunkTrainingSpec) -> RemoteTraining:
         """Train the trunk on its server, for this client alone, or only take gradients through it.
 
         Raises:
-            TrainingError: what the specification asks for is not there.
+            TrainingError: what the specification asks for is not there, or this port computes with an adapter already.
             CommError: the server refuses it for another reason.
         """
+        if self._adapter:
+            raise TrainingError(
+                f"this trunk computes with the adapter {self._adapter!r}, and no gradient goes through that: load the "
+                "model without adapter= to train, and take up a checkpoint with run.resume"
+            )
         self._free_abandoned()
         return RemoteTraining(self._client.session(expected_fingerprint=self._service_fingerprint), spec)
+
+    def trained_by(self, training: TrunkTraining) -> "RemoteTrunk":
+        """Return the trunk on its server with what trains there of it."""
+        assert isinstance(training, RemoteTraining), "a training of another port"
+        port = RemoteTrunk(self._client, self._losses, training.adapter)
+        port._abandoned = self._abandoned  # this one's calls free what that one's sessions leave
+        return port
+
+    def free_adapter(self, name: str) -> None:
+        """Free an adapter that this client has published; what computes with it ends.
+
+        Raises:
+            AdapterNotFoundError: (of splitlearn_comm) it has none of that name.
+        """
+        # With the adapter: of several servers this goes to the one that has it.
+        with self._client.session(self._service_fingerprint, adapter=name) as session:
+            session.train(FreeAdapter(name))
 
     def text_to_measure(self, model_id: str, revision: str | None) -> torch.Tensor | None:
         """Return the token ids [1, T] to measure losses on; None where none are needed.
@@ -207,29 +243,6 @@ class RemoteTrunkSession(TrunkSession):
     def abandon(self) -> None:
         """Leave closing to the port's next call: a finaliser must not wait for a server."""
         self._abandoned.append(self._session)
-
-
-class NoGradient(torch.autograd.Function):
-    """Joins what came from a server to the graph of what was sent, and says why no gradient goes that way."""
-
-    @staticmethod
-    def forward(ctx: Any, sent_BTH: torch.Tensor, received_BTH: torch.Tensor) -> torch.Tensor:
-        """Return what was received."""
-        return received_BTH.view_as(received_BTH)
-
-    @staticmethod
-    def backward(ctx: Any, *gradients: torch.Tensor) -> Any:
-        """Refuse, instead of leaving the Bottom without gradients in silence."""
-        raise UnsupportedOptionError(NO_GRADIENT)
-
-
-def joined(sent_BTH: torch.Tensor, received_BTH: torch.Tensor) -> torch.Tensor:
-    """Return what was received in the device and dtype of what was sent."""
-    converted_BTH = received_BTH.to(device=sent_BTH.device, dtype=sent_BTH.dtype)
-    if not (sent_BTH.requires_grad and torch.is_grad_enabled()):
-        return converted_BTH
-    out_BTH: torch.Tensor = NoGradient.apply(sent_BTH, converted_BTH)  # type: ignore[no-untyped-call]
-    return out_BTH
 
 
 def refuse_training(training: bool) -> None:

@@ -21,6 +21,7 @@ from splitlearn_comm.training import (
     BackwardPass,
     ForwardPass,
     ParameterGroup,
+    PublishAdapter,
     ReadTraining,
     StartTraining,
     Trained,
@@ -61,8 +62,11 @@ class RemoteTraining(TrunkTraining):
 
     def __init__(self, session: ClientSession, spec: TrunkTrainingSpec) -> None:
         self._session = session
+        self.adapter = session.session_id
+        """Under what name other sessions and calls of this client compute with what trains."""
         groups = [ParameterGroup(group.names, group.options) for group in spec.groups]
-        self._do(StartTraining(spec.lora, spec.tensors or {}, spec.full, spec.optimizer, groups, spec.recompute))
+        beside = (spec.full, spec.optimizer, groups, spec.recompute, self.adapter)
+        self._do(StartTraining(spec.lora, spec.tensors or {}, *beside))
 
     def forward(
         self,
@@ -119,6 +123,10 @@ class RemoteTraining(TrunkTraining):
             if number_ == len(state) or sum(t.nbytes for t in part.values()) >= PART_BYTES:
                 self._do(WriteTraining(TrainingState(update_id, part, len(state))))
                 part = {}
+
+    def publish(self, name: str) -> None:
+        """Keep a copy of the adapter on the server, beyond the training."""
+        self._do(PublishAdapter(name))
 
     def close(self) -> None:
         """Free everything on the server."""

@@ -17,9 +17,13 @@ from contextlib import AbstractContextManager
 import torch
 from transformers import LlamaConfig, LlamaForCausalLM
 
+from splitlearn_core.errors import UnsupportedOptionError
 from splitlearn_core.parts.port import TrunkPort, TrunkSession, trunk_info
 from splitlearn_core.parts.trunk import Trunk
 from splitlearn_core.split.split_model import split_model
+from splitlearn_core.training.port import ParameterGroup, TrunkTrainingSpec
+from splitlearn_core.training.seeding import DropoutSeed
+from splitlearn_core.training.trunk_trainer import TrunkTrainer
 
 HIDDEN_SIZE = 32
 MAX_POSITIONS = 64
@@ -49,6 +53,19 @@ def random_hidden(batch: int, num_tokens: int, seed: int = 0) -> torch.Tensor:
     return torch.randn(batch, num_tokens, HIDDEN_SIZE, generator=torch.Generator().manual_seed(seed))
 
 
+def adapter_spec() -> TrunkTrainingSpec:
+    """Return a training of an adapter of one module of `tiny_trunk`, with values that change what it computes."""
+    name, generator = "model.layers.2.self_attn.q_proj", torch.Generator().manual_seed(0)
+    shapes = {"lora_A": (2, HIDDEN_SIZE), "lora_B": (HIDDEN_SIZE, 2)}
+    tensors = {f"{name}.{kind}.default.weight": torch.randn(s, generator=generator) for kind, s in shapes.items()}
+    return TrunkTrainingSpec(
+        lora={"r": 2, "lora_dropout": 0.5, "target_modules": [name]},
+        tensors=tensors,
+        optimizer="SGD",
+        groups=[ParameterGroup(names=tuple(tensors), options={"lr": 0.5})],
+    )
+
+
 @torch.no_grad()
 def reference(
     trunk: Trunk,
@@ -67,6 +84,8 @@ class TrunkPortContract(ABC):
 
     tolerance: float = 1e-5
     """By how much results may differ that are computed in another order, absolutely; values are around 1."""
+    trains: bool = True
+    """Whether the port takes trainings of an adapter; with peft, which these tests need then."""
 
     @abstractmethod
     def open_port(self, trunk: Trunk) -> AbstractContextManager[TrunkPort]:
@@ -170,6 +189,46 @@ class TrunkPortContract(ABC):
             last = self._step(session, hidden_BTH[:, 3:])
             session.close()
         self._assert_close(torch.cat((first, last), 1), reference(trunk, hidden_BTH))
+
+    def test_what_trains_is_computed_with_as_of_the_last_update(self) -> None:
+        """By calls and by sessions of `trained_by`, and by nobody else."""
+        if not self.trains:
+            return
+        trunk, hidden_BTH, seed = tiny_trunk(), random_hidden(2, 5), DropoutSeed(0, 0)
+        expected = TrunkTrainer(tiny_trunk(), adapter_spec())
+        with self.open_port(trunk) as port:
+            training = port.start_training(adapter_spec())
+            trained = port.trained_by(training)
+            for update_id in range(1, 3):
+                expected_BTH = reference(expected.trunk.train(False), hidden_BTH)
+                assert not torch.allclose(expected_BTH, reference(trunk, hidden_BTH), atol=1e-2)
+                with torch.no_grad():
+                    assert torch.equal(trained.compute(hidden_BTH), expected_BTH)
+                    assert torch.equal(port.compute(hidden_BTH), reference(trunk, hidden_BTH))
+                session = trained.open_session()
+                parts = [self._step(session, hidden_BTH[:, :3]), self._step(session, hidden_BTH[:, 3:])]
+                session.close()
+                self._assert_close(torch.cat(parts, 1), expected_BTH)
+                for each in (training, expected):
+                    each.forward(update_id, hidden_BTH, dropout=seed)
+                    each.backward(update_id, torch.ones_like(hidden_BTH), accumulate=False)
+                    each.update(update_id, [{"lr": 0.5}])
+            training.close()
+
+    def test_no_gradient_goes_through_what_trains(self) -> None:
+        """That of a pass does; here the trunk's own parameters would be left out."""
+        if not self.trains:
+            return
+        hidden_BTH = random_hidden(2, 5).requires_grad_()
+        with self.open_port(tiny_trunk()) as port:
+            training = port.start_training(adapter_spec())
+            output_BTH = port.trained_by(training).compute(hidden_BTH)
+            try:
+                output_BTH.sum().backward()  # type: ignore[no-untyped-call]
+            except UnsupportedOptionError:
+                training.close()
+                return
+        raise AssertionError("a gradient went through a trunk that trains, past its own parameters")
 
     def test_sessions_and_ports_may_be_closed_twice(self) -> None:
         """And a session may be abandoned by a finaliser."""

@@ -17,6 +17,7 @@ import torch
 
 from splitlearn_comm import (
     Action,
+    AdapterNotFoundError,
     CacheUse,
     ComputeCall,
     Crop,
@@ -29,17 +30,28 @@ from splitlearn_comm import (
     ServerUnavailableError,
     SessionHost,
     SessionNotFoundError,
+    UnsupportedOperationError,
 )
 from splitlearn_comm.testing import SessionHostContract
 from splitlearn_comm.testing.waiting import eventually
+from splitlearn_comm.training import (
+    ParameterGroup,
+    PublishAdapter,
+    ReadTraining,
+    StartTraining,
+    Trained,
+    WriteTraining,
+)
 from splitlearn_comm.worker import DUE_S, TURN, Turn
 from splitlearn_core import Trunk, load_part
 from splitlearn_core.testing import reference
+from splitlearn_core.training.trunk_trainer import TrunkTrainer
 from splitlearn_manager.errors import BudgetExceededError, ModelFaultError, ModelLoadError
 from splitlearn_manager.runtime.load_reporter import LoadProgress, ModelSize
 from splitlearn_manager.runtime.model_process import ModelProcess
 from splitlearn_manager.runtime.model_spec import ModelSpec
 from splitlearn_manager.runtime.process_host import ProcessHost
+from splitlearn_manager.runtime.training_desk import spec_of
 from tests.support.models import save_gpt2
 
 torch.set_num_threads(1)
@@ -105,6 +117,53 @@ class TestProcessHost(SessionHostContract):
             await check(self.make_host())
 
         self.runner.run(run())
+
+
+def test_what_a_client_trains_there_it_computes_with(
+    trunk: Trunk, process: ModelProcess, runner: asyncio.Runner
+) -> None:
+    name, hidden_BTH = "transformer.h.2.attn.c_attn", hidden(2, 5)
+    lora = {"r": 2, "target_modules": [name], "fan_in_fan_out": True}
+    tensors = {f"{name}.lora_{kind}.default.weight": torch.randn(s) for kind, s in (("A", (2, 32)), ("B", (96, 2)))}
+    groups = [ParameterGroup(tuple(tensors), {"lr": 0.1})]
+    start = StartTraining(lora, tensors, optimizer="SGD", groups=groups, name="mine")
+    expected_BTH = reference(TrunkTrainer(trunk, spec_of(start)).trunk, hidden_BTH)
+    assert not torch.allclose(expected_BTH, reference(trunk, hidden_BTH), atol=1e-2)
+
+    async def run() -> None:
+        host = ProcessHost(process)
+        await host.open_session("training", "alice")
+        await host.train("training", start)
+        for client in ("bob", ""):
+            with pytest.raises(AdapterNotFoundError, match="no adapter 'mine'"):
+                await host.compute(ComputeCall(hidden_BTH, adapter="mine", client=client))
+            with pytest.raises(AdapterNotFoundError, match="no adapter 'mine'"):
+                await host.open_session("refused", client, "mine")
+        result = await host.compute(ComputeCall(hidden_BTH, adapter="mine", client="alice"))
+        torch.testing.assert_close(result.tensor, expected_BTH, rtol=0, atol=1e-5)
+        await host.open_session("computing", "alice", "mine")
+        output_BTH = await host.run_step("computing", Forward(hidden_BTH))
+        assert output_BTH is not None
+        torch.testing.assert_close(output_BTH, expected_BTH, rtol=0, atol=1e-5)
+        with pytest.raises(UnsupportedOperationError, match="stays where that is"):
+            await host.export_session("computing")
+        with pytest.raises(UnsupportedOperationError, match="takes no cache"):
+            await host.import_session("computing", KVEntries((), 0))
+        read = await host.train("training", ReadTraining())
+        assert isinstance(read, Trained)
+        assert read.state is not None
+        for parameter, tensor in tensors.items():
+            assert torch.equal(read.state.tensors[f"parameter {parameter}"], tensor)
+        await host.train("training", WriteTraining(read.state))
+        await host.train("training", PublishAdapter("kept"))
+        await host.close_session("training")
+        with pytest.raises(SessionNotFoundError, match="there no more"):
+            await host.run_step("computing", Forward(hidden_BTH[:, :1]))
+        await host.close_session("computing")
+        result = await host.compute(ComputeCall(hidden_BTH, adapter="kept", client="alice"))
+        torch.testing.assert_close(result.tensor, expected_BTH, rtol=0, atol=1e-5)
+
+    runner.run(run())
 
 
 def test_it_tells_what_was_done_in_the_process(process: ModelProcess, runner: asyncio.Runner) -> None:

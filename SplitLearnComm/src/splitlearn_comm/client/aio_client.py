@@ -81,6 +81,7 @@ class AsyncComputeClient:
         past_key_values: KVEntries | None = None,
         use_cache: Literal[False] = False,
         expected_fingerprint: str | None = None,
+        adapter: str | None = None,
         timeout_s: float | None = None,
     ) -> torch.Tensor: ...
 
@@ -94,6 +95,7 @@ class AsyncComputeClient:
         past_key_values: KVEntries | None = None,
         use_cache: Literal[True],
         expected_fingerprint: str | None = None,
+        adapter: str | None = None,
         timeout_s: float | None = None,
     ) -> tuple[torch.Tensor, KVEntries]: ...
 
@@ -106,23 +108,26 @@ class AsyncComputeClient:
         past_key_values: KVEntries | None = None,
         use_cache: bool = False,
         expected_fingerprint: str | None = None,
+        adapter: str | None = None,
         timeout_s: float | None = None,
     ) -> torch.Tensor | tuple[torch.Tensor, KVEntries]:
         """Call the server's function; nothing stays on the server. As `GRPCComputeClient.compute`."""
         deadline = Deadline.after(self._settings.compute_timeout_s if timeout_s is None else timeout_s)
-        call = ComputeCall(tensor, attention_mask, position_ids, past_key_values, use_cache)
+        call = ComputeCall(tensor, attention_mask, position_ids, past_key_values, use_cache, adapter or "")
         kv = self._settings.plan.agreed.kv
         message = check_size(calls.encode_call(call, expected_fingerprint, kv), self._settings.limit_bytes(self._info))
         reply = await self._call(protocol.COMPUTE, message, deadline)
         return calls.unpacked(calls.decode_result(reply, kv.to_client, self._settings.max_message_bytes), use_cache)
 
-    def session(self, expected_fingerprint: str | None = None) -> AsyncClientSession:
+    def session(self, expected_fingerprint: str | None = None, *, adapter: str | None = None) -> AsyncClientSession:
         """A session: state on the server, moved on step by step. Use it with `async with`, which opens it.
 
         Args:
             expected_fingerprint: What the server's must be; None not to compare.
+            adapter: Name of an adapter of this client at the server, with which the session computes; None for none.
+                Such a session stays at its server, and is over when that is lost.
         """
-        cursor = SessionCursor(self._settings, expected_fingerprint)
+        cursor = SessionCursor(self._settings, expected_fingerprint, adapter)
         course = SessionCourse(cursor, self._book, self._statistics)
         connect = partial(self._open_stream, cursor)
         ask_all = self._asking.ask_all

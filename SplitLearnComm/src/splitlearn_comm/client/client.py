@@ -93,6 +93,7 @@ class GRPCComputeClient:
         past_key_values: KVEntries | None = None,
         use_cache: Literal[False] = False,
         expected_fingerprint: str | None = None,
+        adapter: str | None = None,
         timeout_s: float | None = None,
     ) -> torch.Tensor: ...
 
@@ -106,6 +107,7 @@ class GRPCComputeClient:
         past_key_values: KVEntries | None = None,
         use_cache: Literal[True],
         expected_fingerprint: str | None = None,
+        adapter: str | None = None,
         timeout_s: float | None = None,
     ) -> tuple[torch.Tensor, KVEntries]: ...
 
@@ -118,6 +120,7 @@ class GRPCComputeClient:
         past_key_values: KVEntries | None = None,
         use_cache: bool = False,
         expected_fingerprint: str | None = None,
+        adapter: str | None = None,
         timeout_s: float | None = None,
     ) -> torch.Tensor | tuple[torch.Tensor, KVEntries]:
         """Call the server's function; nothing stays on the server.
@@ -129,6 +132,7 @@ class GRPCComputeClient:
             past_key_values: The cache an earlier call gave; None at first.
             use_cache: Whether to return the cache too.
             expected_fingerprint: What the server's must be; None not to compare.
+            adapter: Name of an adapter of this client at the server, with which to compute; None for none.
             timeout_s: How long it may take, retries included; by default the client's.
 
         Returns:
@@ -138,24 +142,27 @@ class GRPCComputeClient:
             CommError: One of its kinds; see `splitlearn_comm.errors`.
         """
         deadline = Deadline.after(self._settings.compute_timeout_s if timeout_s is None else timeout_s)
-        call = ComputeCall(tensor, attention_mask, position_ids, past_key_values, use_cache)
+        call = ComputeCall(tensor, attention_mask, position_ids, past_key_values, use_cache, adapter or "")
         kv = self._settings.plan.agreed.kv
         message = check_size(calls.encode_call(call, expected_fingerprint, kv), self._settings.limit_bytes(self._info))
         reply = self._call(protocol.COMPUTE, message, deadline)
         return calls.unpacked(calls.decode_result(reply, kv.to_client, self._settings.max_message_bytes), use_cache)
 
-    def session(self, expected_fingerprint: str | None = None) -> ClientSession:
+    def session(self, expected_fingerprint: str | None = None, *, adapter: str | None = None) -> ClientSession:
         """Open a session: state on the server, moved on step by step. Close it, or use it with `with`.
 
         Args:
             expected_fingerprint: What the server's must be; None not to compare.
+            adapter: Name of an adapter of this client at the server, with which the session computes; None for none.
+                Such a session stays at its server, and is over when that is lost.
 
         Raises:
             FingerprintMismatchError: The server's is another.
+            AdapterNotFoundError: This client has no such adapter there.
             ServerUnavailableError: The server cannot be reached.
             ResourceExhaustedError: The server has no room for another session.
         """
-        cursor = SessionCursor(self._settings, expected_fingerprint)
+        cursor = SessionCursor(self._settings, expected_fingerprint, adapter)
         course = SessionCourse(cursor, self._book, self._statistics)
         connect = partial(self._open_stream, cursor)
         return ClientSession(

@@ -106,7 +106,7 @@ class SessionCourse:
         self._statistics = statistics
         self._is_connected = False
         self._should_move = False
-        self._can_move = True
+        self._can_move = not cursor.adapter  # what is elsewhere under its name may be something else
         self._busy: ResourceExhaustedError | None = None
         self._busy_until_s = 0.0
 
@@ -305,7 +305,7 @@ class SessionCourse:
             attempt += 1
 
     def _open_message(self, *, resume: bool) -> bytes:
-        return self._cursor.open_message(resume=resume, can_move=self._book.has_others)
+        return self._cursor.open_message(resume=resume, can_move=self._book.has_others and self._can_move)
 
     def _refused(self, error: CommError | None) -> Answer:
         return Answer(self._cursor.step_id, self._cursor.position, error=error)

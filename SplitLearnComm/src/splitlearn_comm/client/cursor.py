@@ -40,9 +40,10 @@ class SessionCursor:
     Args:
         settings: The client's.
         expected_fingerprint: What the server's must be; None not to compare.
+        adapter: Name of the adapter that it computes with; None for none.
     """
 
-    def __init__(self, settings: ClientSettings, expected_fingerprint: str | None) -> None:
+    def __init__(self, settings: ClientSettings, expected_fingerprint: str | None, adapter: str | None = None) -> None:
         self.session_id = uuid.uuid4().hex
         self.position = 0
         self.step_id = 0
@@ -53,10 +54,14 @@ class SessionCursor:
         self.codec_choice: CodecChoice | None = None
         self._packing = Packing(self.codecs.hidden.to_server)
         self._expected_fingerprint = expected_fingerprint
+        self.adapter = adapter or ""
         self.was_opened = False
         self.is_stateful = True
         self.home: str | None = None
         self.history = History(settings.replay_bytes)
+        if self.adapter:
+            # An adapter that trains has changed since, and another server has other values under the name, or none.
+            self.history.give_up()
         self._base_id = self.session_id
         self._generation = 0
         self._was_turned_away = False
@@ -149,6 +154,7 @@ class SessionCursor:
             codecs=self.codecs,
             timings=self._settings.timings,
             can_move=can_move,
+            adapter=self.adapter,
         )
         return steps.encode_open(opening, self.position)
 

@@ -79,7 +79,7 @@ def worth_another_round(failures: Sequence[tuple[str, CommError]]) -> CommError:
         return worth
     said = [(address, error) for address, error in failures if isinstance(error, ServiceNotFoundError)]
     if 1 < len(said) == len(failures):
-        return ServiceNotFoundError("; ".join(f"at {address}: {error}" for address, error in said))
+        return type(said[-1][1])("; ".join(f"at {address}: {error}" for address, error in said))
     return next((e for e in errors if not isinstance(e, ServiceNotFoundError)), errors[-1])
 
 

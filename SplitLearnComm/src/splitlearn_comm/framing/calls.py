@@ -37,6 +37,7 @@ def encode_call(call: ComputeCall, expected_fingerprint: str | None = None, kv: 
         use_cache=call.use_cache,
         expected_fingerprint=expected_fingerprint or "",
         kv=encode_codecs(kv),
+        adapter=call.adapter,
     ).SerializeToString()
     return whole(with_tensor(fields, _REQUEST_TENSOR, call.tensor))
 
@@ -63,6 +64,7 @@ def decode_call(data: bytes, max_bytes: int = MAX_MESSAGE_BYTES) -> tuple[Comput
         position_ids=position_ids_of(message),
         past_key_values=cache_of(message, kv.names(), max_bytes),
         use_cache=message.use_cache,
+        adapter=message.adapter,
     )
     return call, message.expected_fingerprint, kv
 

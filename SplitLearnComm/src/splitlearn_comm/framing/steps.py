@@ -63,6 +63,8 @@ class Open:
     """Whether answers are to say where the time went."""
     can_move: bool = False
     """Whether the client knows another server to go to when this one drains."""
+    adapter: str = ""
+    """Name of an adapter of the client, with which the session computes; empty for none."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -143,7 +145,7 @@ class Inbox:
 
     Args:
         max_bytes: Largest tensor taken in chunks, or made of fewer bytes by a codec.
-        max_cache_bytes: Of a cache, uncoded, all its tensors together; None: as many.
+        max_cache_bytes: Of a cache, uncoded, or of what a message of training has, all tensors together; None: as many.
     """
 
     def __init__(self, max_bytes: int, max_cache_bytes: int | None = None) -> None:
@@ -237,7 +239,7 @@ class Inbox:
                 return self._training_of(message)
 
     def _training_of(self, message: pb.SessionRequest) -> TrainingAction:
-        action = training_action(message, self._tensor_of, self._max_bytes)
+        action = training_action(message, self._tensor_of, self._max_cache_bytes)
         if action is None:
             raise InvalidRequestError(
                 "a session message without an action: expected open, forward, reorder, crop, start_recording, "
@@ -254,7 +256,7 @@ class Inbox:
         }
         match message.WhichOneof("result"):
             case "training_state":
-                state = decode_training_state(message.training_state, self._max_bytes)
+                state = decode_training_state(message.training_state, self._max_cache_bytes)
                 return Answer(step_id, position, training_state=state, **common)
             case "tensor":
                 return Answer(step_id, position, self._tensor_of(message.tensor), **common)
@@ -289,6 +291,7 @@ def encode_open(opening: Open, position: int = 0) -> bytes:
         chunk_bytes=opening.chunk_bytes,
         timings=opening.timings,
         can_move=opening.can_move,
+        adapter=opening.adapter,
         **{role: encode_codecs(codecs) for role, codecs in opening.codecs.by_role()},
     )
     return pb.SessionRequest(session_id=opening.session_id, position=position, open=action).SerializeToString()
@@ -405,6 +408,7 @@ def _open_of(message: pb.SessionRequest) -> Open:
         ),
         timings=opening.timings,
         can_move=opening.can_move,
+        adapter=opening.adapter,
     )
 
 

@@ -19,8 +19,10 @@ from splitlearn_comm.framing.fields import attention_mask_of, encode_optional, p
 from splitlearn_comm.training import (
     BackwardPass,
     ForwardPass,
+    FreeAdapter,
     Options,
     ParameterGroup,
+    PublishAdapter,
     ReadTraining,
     StartTraining,
     TrainingAction,
@@ -77,6 +79,10 @@ def encode_training(outer: pb.SessionRequest, action: TrainingAction, packing: P
             outer.read_training.CopyFrom(pb.ReadTraining(first=action.first))
         case WriteTraining():
             outer.write_training.CopyFrom(pb.WriteTraining(state=encode_training_state(action.state)))
+        case PublishAdapter():
+            outer.publish_adapter.CopyFrom(pb.PublishAdapter(name=action.name))
+        case FreeAdapter():
+            outer.free_adapter.CopyFrom(pb.FreeAdapter(name=action.name))
         case _:
             assert_never(action)
     return outer.SerializeToString()
@@ -109,6 +115,10 @@ def training_action(message: pb.SessionRequest, take: TakeTensor, max_bytes: int
             return ReadTraining(message.read_training.first)
         case "write_training":
             return WriteTraining(decode_training_state(message.write_training.state, max_bytes))
+        case "publish_adapter":
+            return PublishAdapter(message.publish_adapter.name)
+        case "free_adapter":
+            return FreeAdapter(message.free_adapter.name)
         case _:
             return None
 
@@ -153,6 +163,7 @@ def _start(action: StartTraining) -> pb.StartTraining:
         optimizer=action.optimizer,
         groups=[pb.ParameterGroup(names=group.names, options=said(group.options)) for group in action.groups],
         recompute=action.recompute,
+        name=action.name,
     )
 
 
@@ -165,6 +176,7 @@ def _start_of(message: pb.StartTraining, max_bytes: int) -> StartTraining:
         optimizer=message.optimizer,
         groups=tuple(ParameterGroup(tuple(group.names), heard(group.options)) for group in message.groups),
         recompute=message.recompute,
+        name=message.name,
     )
 
 

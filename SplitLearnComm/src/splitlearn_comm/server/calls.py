@@ -16,6 +16,7 @@ from splitlearn_comm.messages import HealthReport
 from splitlearn_comm.server.ceasing import Ceasing
 from splitlearn_comm.server.config import GRPCServerConfig
 from splitlearn_comm.server.faults import abort, as_comm_error
+from splitlearn_comm.server.security.caller import CALLER
 from splitlearn_comm.server.served import Services
 from splitlearn_comm.server.statistics import ServerStatistics
 
@@ -68,9 +69,10 @@ class CallService:
         served = self._services.lease(expected_fingerprint)
         try:
             served.validator.check_call(call)
+            named = replace(call, client=CALLER.get().account.name)
             served.load.steps += 1
             try:
-                result = await served.host.compute(call)
+                result = await served.host.compute(named)
             finally:
                 served.load.steps -= 1
         finally:

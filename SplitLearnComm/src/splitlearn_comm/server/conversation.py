@@ -164,7 +164,9 @@ class Conversation:
         if opening.resume or self._sessions.is_new(session_id):
             self._attachment = self._sessions.attach(session_id, self._meter.account)
         else:
-            self._attachment = await self._sessions.open(session_id, self._meter.account, opening.expected_fingerprint)
+            self._attachment = await self._sessions.open(
+                session_id, self._meter.account, opening.expected_fingerprint, opening.adapter
+            )
         self._session_id = session_id
         ledger = await self._sessions.settled(session_id, opening.expected_fingerprint)
         served = self._sessions.served(session_id)

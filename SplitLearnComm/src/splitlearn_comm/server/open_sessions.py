@@ -66,8 +66,14 @@ class OpenSessions:
         """The ledger of a session, for a message over the stream of this attachment; raises as `SessionTable.use`."""
         return self._table.use(session_id, attachment, self._clock())
 
-    async def open(self, session_id: str, account: ClientAccount, fingerprint: str) -> int:
+    async def open(self, session_id: str, account: ClientAccount, fingerprint: str, adapter: str = "") -> int:
         """Open a session on the service that the call names; returns the number of its attachment.
+
+        Args:
+            session_id: Its name.
+            account: Whose it is.
+            fingerprint: What the service's must be; empty not to compare.
+            adapter: Name of an adapter of the client; empty for none.
 
         Raises:
             CommError: It cannot be; nothing is left of it then.
@@ -76,7 +82,7 @@ class OpenSessions:
         attachment = self._table.open(session_id, self._clock())
         try:
             account.open_session(session_id, self._table.has)
-            served = await self._open_at_host(session_id, account.name, fingerprint)
+            served = await self._open_at_host(session_id, account.name, fingerprint, adapter)
         except BaseException:
             if self._table.attachment(session_id) == attachment:
                 self._table.close(session_id, "it could not be opened")
@@ -156,11 +162,12 @@ class OpenSessions:
             served.load.sessions -= 1
             await self._close_at_host(session_id, served)
 
-    async def _open_at_host(self, session_id: str, client: str, fingerprint: str) -> Served:
+    async def _open_at_host(self, session_id: str, client: str, fingerprint: str, adapter: str) -> Served:
         async with self._alone_at_host(session_id):
             served = self._services.lease(fingerprint)
             try:
-                await served.host.open_session(session_id, client)
+                served.validator.check_adapter(adapter)
+                await served.host.open_session(session_id, client, adapter)
             except BaseException:
                 served.release()
                 raise

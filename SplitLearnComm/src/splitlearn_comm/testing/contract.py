@@ -18,7 +18,7 @@ from contextlib import asynccontextmanager
 
 import torch
 
-from splitlearn_comm.errors import SessionNotFoundError
+from splitlearn_comm.errors import AdapterNotFoundError, SessionNotFoundError
 from splitlearn_comm.host import SessionHost
 from splitlearn_comm.messages import Action, ComputeCall, Crop, Forward, Reorder, ServiceInfo, StartRecording
 
@@ -136,6 +136,26 @@ class SessionHostContract(ABC):
             prompt = Forward(hidden_BTH[:, :5], mask_BK[:, :5], positions_BT[:, :5])
             padded = await _steps(host, "padded", prompt, Forward(hidden_BTH[:, 5:], mask_BK, positions_BT[:, 5:]))
             self._assert_close(padded[:, num_padding:], alone)
+
+        self._run(check)
+
+    def test_an_adapter_that_nobody_has_is_not_found(self) -> None:
+        """Neither by a session, of which nothing is left, nor by a call; without one both go on."""
+        hidden_BTH = self.make_hidden(1, 2)
+
+        async def check(host: SessionHost) -> None:
+            refused: list[Callable[[], Awaitable[object]]] = [
+                lambda: host.open_session("a", "somebody", "nobody's"),
+                lambda: host.compute(ComputeCall(hidden_BTH, adapter="nobody's", client="somebody")),
+            ]
+            for ask in refused:
+                try:
+                    await ask()
+                except AdapterNotFoundError:
+                    continue
+                raise AssertionError("an adapter that nobody has was taken")
+            expected = await host.compute(ComputeCall(hidden_BTH, client="somebody"))
+            self._assert_close(await _steps(host, "a", Forward(hidden_BTH)), expected.tensor)
 
         self._run(check)
 

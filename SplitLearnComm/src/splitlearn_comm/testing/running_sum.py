@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 
 from splitlearn_comm.errors import InvalidRequestError, SessionNotFoundError
-from splitlearn_comm.host import SessionHost
+from splitlearn_comm.host import SessionHost, refuse_adapter
 from splitlearn_comm.messages import (
     Action,
     CacheUse,
@@ -59,6 +59,7 @@ class RunningSumHost(SessionHost):
 
     async def compute(self, call: ComputeCall) -> ComputeResult:
         """Sum from the cache of the call on."""
+        refuse_adapter(call.adapter)
         past_BPH = _inputs_of(call.past_key_values) if call.past_key_values else None
         output_BTH, inputs_BPH = _summed(past_BPH, call.tensor, call.attention_mask)
         if not call.use_cache:
@@ -66,8 +67,9 @@ class RunningSumHost(SessionHost):
         entry = KVEntry(0, "inputs", {"inputs": inputs_BPH})
         return ComputeResult(output_BTH, KVEntries((entry,), inputs_BPH.shape[1]))
 
-    async def open_session(self, session_id: str, client: str = "") -> None:
+    async def open_session(self, session_id: str, client: str = "", adapter: str = "") -> None:
         """Begin with an empty cache."""
+        refuse_adapter(adapter)
         self._caches_BPH[session_id] = None
 
     async def run_step(self, session_id: str, action: Action) -> torch.Tensor | None:

@@ -91,7 +91,13 @@ class SplitModel(CutModel, GenerationMixin):
 
     def new_cache(self) -> SplitCache:
         """Return an empty cache whose trunk half is a session of its own."""
-        return SplitCache(self.config, self.cut.kept, self.trunk.open_session)
+        return SplitCache(self.config, self.cut.kept, self.trunk_now.open_session)
+
+    @property
+    def trunk_now(self) -> TrunkPort:
+        """The middle as it is now: while a training is under way, with what it has made of it up to the last update."""
+        trained = None if self.passes is None else self.passes.trained_trunk
+        return self.trunk if trained is None else trained
 
     def start_training(
         self,
@@ -220,7 +226,7 @@ class SplitModel(CutModel, GenerationMixin):
             if self.training and torch.is_grad_enabled() and (passes := self._passes_for()) is not None:
                 seeding = self.dropout_seeding
                 return passes.run(hidden_BTH, mask, positions, None if seeding is None else seeding.current)
-            return self.trunk.compute(hidden_BTH, mask, positions, training=self.training)
+            return self.trunk_now.compute(hidden_BTH, mask, positions, training=self.training)
         session = cache.session
         if session.position != cache.position:
             # Halves that had come apart would go unnoticed: the tokens would only be a little wrong.

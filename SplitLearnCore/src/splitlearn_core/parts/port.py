@@ -1,6 +1,7 @@
 """What the client model needs from its middle; a Trunk in this process satisfies it as well as a remote one."""
 
 from abc import ABC, abstractmethod
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from typing import Self
 
@@ -10,6 +11,7 @@ from splitlearn_core.cache.part_cache import PartCache
 from splitlearn_core.errors import TrainingError
 from splitlearn_core.parts.trunk import Trunk
 from splitlearn_core.split.points import SplitPoints
+from splitlearn_core.training.no_gradient import joined
 from splitlearn_core.training.port import TrunkTraining, TrunkTrainingSpec
 from splitlearn_core.training.precision import autocast_on, crosses_unchanged
 from splitlearn_core.training.trunk_trainer import TrunkTrainer
@@ -120,6 +122,19 @@ class TrunkPort(ABC):
         """
         raise TrainingError(f"no gradient goes through a {type(self).__name__}")
 
+    def trained_by(self, training: TrunkTraining) -> "TrunkPort":
+        """Return the trunk with what one of its trainings has made of it, and goes on making of it.
+
+        For forwards that do not train: no gradient goes through it.
+
+        Args:
+            training: what `start_training` of this port has returned.
+
+        Raises:
+            TrainingError: as of `start_training`.
+        """
+        raise TrainingError(f"a {type(self).__name__} does not train")
+
     @abstractmethod
     def close(self) -> None:
         """Let go of connections. May be called twice."""
@@ -132,12 +147,16 @@ class TrunkPort(ABC):
 
 
 class LocalTrunk(TrunkPort):
-    """A Trunk part in this process: the reference, the test double, and the baseline. Gradients flow through it."""
+    """A Trunk part in this process: the reference, the test double, and the baseline.
 
-    is_differentiable = True
+    Args:
+        trunk: the part.
+        is_differentiable: whether gradients flow through it.
+    """
 
-    def __init__(self, trunk: Trunk) -> None:
+    def __init__(self, trunk: Trunk, *, is_differentiable: bool = True) -> None:
         self.trunk = trunk
+        self.is_differentiable = is_differentiable
 
     @property
     def info(self) -> TrunkInfo:
@@ -153,25 +172,34 @@ class LocalTrunk(TrunkPort):
         training: bool = False,
     ) -> torch.Tensor:
         """Run the middle layers once without a cache."""
-        return run_trunk(self.trunk, hidden_BTH, attention_mask, position_ids, training=training)
+        inputs = (attention_mask, position_ids)
+        with no_graph_unless(self.is_differentiable):
+            received_BTH = run_trunk(self.trunk, hidden_BTH, *inputs, training=training)
+        return received_BTH if self.is_differentiable else joined(hidden_BTH, received_BTH)
 
     def open_session(self) -> "LocalTrunkSession":
         """Open a KV cache in this process."""
-        return LocalTrunkSession(self.trunk)
+        return LocalTrunkSession(self.trunk, is_differentiable=self.is_differentiable)
 
     def start_training(self, spec: TrunkTrainingSpec) -> TrunkTraining:
         """Train the trunk, or an adapter of it, in this process."""
         return TrunkTrainer(self.trunk, spec)
+
+    def trained_by(self, training: TrunkTraining) -> "LocalTrunk":
+        """Return the copy of the trunk that trains."""
+        assert isinstance(training, TrunkTrainer), "a training of another port"
+        return LocalTrunk(training.trunk, is_differentiable=False)
 
     def close(self) -> None:
         """Do nothing: there is no connection."""
 
 
 class LocalTrunkSession(TrunkSession):
-    """The cache of a Trunk part in this process."""
+    """The cache of a Trunk part in this process; arguments as of `LocalTrunk`."""
 
-    def __init__(self, trunk: Trunk) -> None:
+    def __init__(self, trunk: Trunk, *, is_differentiable: bool = True) -> None:
         self._trunk = trunk
+        self._is_differentiable = is_differentiable
         self._cache: PartCache = trunk.new_cache()
 
     @property
@@ -188,7 +216,10 @@ class LocalTrunkSession(TrunkSession):
         training: bool = False,
     ) -> torch.Tensor:
         """Append T tokens to the cache."""
-        return run_trunk(self._trunk, hidden_BTH, attention_mask, position_ids, training=training, cache=self._cache)
+        inputs = (attention_mask, position_ids)
+        with no_graph_unless(self._is_differentiable):
+            received_BTH = run_trunk(self._trunk, hidden_BTH, *inputs, training=training, cache=self._cache)
+        return received_BTH if self._is_differentiable else joined(hidden_BTH, received_BTH)
 
     def reorder(self, indices: torch.Tensor) -> None:
         """Replace the rows of the cache by its rows `indices` [B']."""
@@ -205,6 +236,11 @@ class LocalTrunkSession(TrunkSession):
     def close(self) -> None:
         """Free the cache."""
         self._cache = self._trunk.new_cache()
+
+
+def no_graph_unless(is_differentiable: bool) -> AbstractContextManager[object]:
+    """Make no graph in the block, unless what runs in it is differentiable."""
+    return nullcontext() if is_differentiable else torch.no_grad()
 
 
 def run_trunk(

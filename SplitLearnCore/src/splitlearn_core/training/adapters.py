@@ -130,6 +130,9 @@ def put_into(model: CutModel, adapter: Adapter) -> dict[str, nn.Parameter]:
     frozen = {name for name, parameter in model.named_parameters() if not parameter.requires_grad}
     with torch.random.fork_rng(devices=[]):
         inject_adapter_in_model(naming(adapter.config, adapter.modules), model, ADAPTER_NAME)
+    for module in model.modules():
+        if isinstance(module, LoraLayer):
+            module.train(model.training)  # peft's new layers drop out, also in a model that evaluates
     put_in = {name: p for name, p in model.named_parameters() if name in adapter.tensors}
     for name, parameter in put_in.items():
         if parameter.shape != adapter.tensors[name].shape:

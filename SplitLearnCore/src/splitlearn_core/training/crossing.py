@@ -13,6 +13,7 @@ from typing import Any, NamedTuple
 import torch
 
 from splitlearn_core.errors import PassExpiredError, StaleGradientError
+from splitlearn_core.parts.port import TrunkPort
 from splitlearn_core.training.guard import BOTTOM_EXIT, TOP_ENTRY, TRUNK, Guard
 from splitlearn_core.training.port import TrunkTraining
 from splitlearn_core.training.precision import autocast_on, crosses_unchanged
@@ -38,29 +39,32 @@ class TrunkPasses:
     """The passes of one client through one trunk.
 
     Args:
-        training: the trunk.
+        trunk: the trunk as others see it.
+        training: its training.
         proxies: of its trainable parameters; none where it is frozen.
         seed: what its dropout is drawn from where nobody says otherwise.
-        dtype: that of the hidden states that it takes.
         guard: is told the norms of the gradients that cross the cuts; None where nobody looks at them.
     """
 
     def __init__(
         self,
+        trunk: TrunkPort,
         training: TrunkTraining,
         proxies: GradientProxies,
         seed: int,
-        dtype: torch.dtype,
         guard: Guard | None = None,
     ) -> None:
         self.training = training
         self.proxies = proxies
         self.guard = guard
         self.update_id = 0
+        self._trunk = trunk
         self._seed = seed
-        self._dtype = dtype
+        self._dtype = trunk.info.dtype
         self.next_pass_id = 1
         self._waited_s = 0.0
+        self.trained_trunk = self._trained_trunk()
+        """The trunk as of the last update, for forwards that are no passes; None where nothing of it trains."""
 
     @property
     def is_trainable(self) -> bool:
@@ -131,6 +135,10 @@ class TrunkPasses:
         """Go on with another trunk, or with the same one anew."""
         self.training.close()
         self.training, self.update_id, self.next_pass_id = training, update_id, next_pass_id
+        self.trained_trunk = self._trained_trunk()
+
+    def _trained_trunk(self) -> TrunkPort | None:
+        return self._trunk.trained_by(self.training) if self.is_trainable else None
 
     def _take_pass_id(self) -> int:
         self.next_pass_id += 1

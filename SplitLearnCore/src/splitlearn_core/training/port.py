@@ -10,6 +10,7 @@ from typing import Any, NamedTuple
 
 import torch
 
+from splitlearn_core.errors import TrainingError
 from splitlearn_core.training.seeding import DropoutSeed
 
 
@@ -131,6 +132,19 @@ class TrunkTraining(ABC):
         Raises:
             TrainingError: it is the state of something else.
         """
+
+    def publish(self, name: str) -> None:
+        """Keep a copy of the adapter, as it is now, beyond the training, where the trunk is.
+
+        Args:
+            name: under what the client finds it there; what it published under the name before is freed.
+
+        Raises:
+            TrainingError: what trains is no adapter; as always on a trunk that does not override this.
+        """
+        raise TrainingError(
+            "this trunk keeps no adapters, as one in this process does not: save_adapter writes it into a directory"
+        )
 
     @abstractmethod
     def close(self) -> None:

@@ -85,6 +85,25 @@ class TrainingRun:
         self._check_open()
         save_adapter(self, Path(directory))
 
+    def publish_adapter(self, name: str) -> None:
+        """Have the trunk's server keep the trunk's share of the adapter, as it is now, beyond this run.
+
+        `from_pretrained(..., trunk=address, adapter=name)`, and `adapter=` of a client's calls and sessions, compute
+        with it. It is this client's alone, and freed by `model.trunk.free_adapter(name)` or when it is idle for long.
+        The share of Bottom and Top is not sent anywhere: train only the trunk, or save that by `save_adapter`.
+
+        Args:
+            name: what it is called there; what this client published under the name before is freed.
+
+        Raises:
+            TrainingError: the trunk's share of what trains is no adapter, or the trunk is in this process.
+            ResourceExhaustedError: (of splitlearn_comm) the server has no room for another of this client, or of all.
+        """
+        self._check_open()
+        if self.adapter is None or not self.passes.is_trainable:
+            raise TrainingError("no adapter of the trunk trains: there is none to publish")
+        self.passes.training.publish(name)
+
     @property
     def update_id(self) -> int:
         """Updates done so far."""
@@ -133,7 +152,7 @@ def start_training(
     if model.passes is not None:  # those of a loop that had no run
         model.passes.close()
     watching = Guard(guard or GuardConfig())
-    model.passes = passes = TrunkPasses(training, proxies, seed, model.trunk.info.dtype, watching)
+    model.passes = passes = TrunkPasses(model.trunk, training, proxies, seed, watching)
     both = make_optimizer(base, [{**group, "params": installed.parameters}], proxies, passes.update, watching)
     model.run = TrainingRun(model, both, passes, trainable.adapter, spec, installed, watching)
     return model.run
@@ -141,7 +160,7 @@ def start_training(
 
 def frozen_passes(trunk: TrunkPort, device: torch.device) -> TrunkPasses:
     """Let gradients go through a trunk that does not train."""
-    return TrunkPasses(trunk.start_training(TrunkTrainingSpec()), GradientProxies({}, device), 0, trunk.info.dtype)
+    return TrunkPasses(trunk, trunk.start_training(TrunkTrainingSpec()), GradientProxies({}, device), 0)
 
 
 def trunk_spec(

@@ -5,7 +5,7 @@ Tensor shapes: B rows, T tokens, H hidden size; N trainable parameters.
 
 import copy
 import functools
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any, NamedTuple
 
 import torch
@@ -211,6 +211,23 @@ class TrunkTrainer(TrunkTraining):
         self._passes.clear()
         self.update_id = update_id
 
+    @property
+    def adapter_bytes(self) -> int:
+        """Bytes of the adapter's values.
+
+        Raises:
+            TrainingError: what trains is no adapter.
+        """
+        if self._spec.lora is None:
+            raise TrainingError("no adapter of the trunk trains: there is none to publish")
+        return sum(parameter.nbytes for parameter in self.trainable.values())
+
+    def as_trained(self) -> Trunk:
+        """Return a trunk with the adapter as it is now, for evaluation; only the base weights are shared."""
+        made = sharing_copy(self.trunk, apart=self.trainable.values())
+        made.train(False)
+        return made
+
     def close(self) -> None:
         """Free everything."""
         self._passes.clear()
@@ -218,9 +235,10 @@ class TrunkTrainer(TrunkTraining):
         self._optimizer = None
 
 
-def sharing_copy(trunk: Trunk) -> Trunk:
-    """Copy the modules of a trunk but not its weights, which are frozen in the copy."""
+def sharing_copy(trunk: Trunk, apart: Iterable[nn.Parameter] = ()) -> Trunk:
+    """Copy the modules of a trunk but not its weights, those `apart` excepted; all are frozen in the copy."""
     memo: dict[int, Any] = {id(p): nn.Parameter(p.detach(), requires_grad=False) for p in trunk.parameters()}
+    memo.update({id(p): nn.Parameter(p.detach().clone(), requires_grad=False) for p in apart})
     memo.update({id(buffer): buffer for buffer in trunk.buffers()})
     made = copy.deepcopy(trunk, memo)
     assert isinstance(made, Trunk)

@@ -1,8 +1,18 @@
-"""Caches of a trunk to entries that travel, and back."""
+"""Caches of a trunk to entries that travel, and back; and calls whose caches do.
+
+Tensor shapes: B rows, T new tokens, H hidden size.
+"""
 
 import torch
 
-from splitlearn_comm import InvalidRequestError, KVEntries, KVEntry, UnsupportedOperationError
+from splitlearn_comm import (
+    ComputeCall,
+    ComputeResult,
+    InvalidRequestError,
+    KVEntries,
+    KVEntry,
+    UnsupportedOperationError,
+)
 from splitlearn_core import Trunk, UnsupportedModelError
 from splitlearn_core.cache.entries import LayerState, export_cache, import_cache
 from splitlearn_core.cache.part_cache import PartCache
@@ -19,6 +29,27 @@ class CacheTransfer:
     def __init__(self, trunk: Trunk) -> None:
         self._trunk = trunk
         self._form: CacheForm | None = None
+
+    @torch.inference_mode()
+    def compute(self, call: ComputeCall) -> ComputeResult:
+        """Run the layers once; the cache, if any, comes and goes with the call.
+
+        Raises:
+            InvalidRequestError: the cache is not of this trunk.
+            UnsupportedOperationError: the architecture caches something that cannot travel.
+        """
+        cache = None
+        if call.use_cache or call.past_key_values is not None:
+            cache = self.to_cache(call.past_key_values)
+        device = self._trunk.device
+        output_BTH = self._trunk(
+            call.tensor.to(device),
+            call.attention_mask if call.attention_mask is None else call.attention_mask.to(device),
+            call.position_ids if call.position_ids is None else call.position_ids.to(device),
+            past_key_values=cache,
+        )
+        assert isinstance(output_BTH, torch.Tensor)
+        return ComputeResult(output_BTH, self.to_entries(cache) if cache is not None and call.use_cache else None)
 
     @torch.inference_mode()
     def to_cache(self, entries: KVEntries | None) -> PartCache:

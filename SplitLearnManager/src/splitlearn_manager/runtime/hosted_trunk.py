@@ -70,6 +70,7 @@ class HostedTrunk(MeasuredHost):
         self._figures = EngineFigures()
         self._driver = drives(TrunkEngine(trunk, engine_limits, on_batch=self._figures.add), f"trunk-{name}")
         self._desk = TrainingDesk(trunk, f"training-{name}", training_limits)
+        self._clients: dict[str, str] = {}
         self._cache_limits = cache_limits
         self._book = CacheBook(cache_limits, bytes_per_token(trunk))
 
@@ -108,19 +109,27 @@ class HostedTrunk(MeasuredHost):
         """End the model's thread; the host may be set up again."""
         for session_id in self._book.close_all():
             self._driver.close(session_id)
+        self._clients.clear()
         await self._desk.shutdown()
         await self._driver.shutdown()
 
     async def compute(self, call: ComputeCall) -> ComputeResult:
         """Run the layers once; the cache, if any, comes and goes with the call."""
-        return await self._driver.run(lambda _: self._compute(call))
+        if call.adapter:
+            return await self._desk.adapted.compute(call)
+        return await self._driver.run(lambda _: self._transfer.compute(call))
 
-    async def open_session(self, session_id: str, client: str = "") -> None:
+    async def open_session(self, session_id: str, client: str = "", adapter: str = "") -> None:
         """Make an empty cache for a session; one that is open begins anew."""
         if session_id in self._book:
             await self.close_session(session_id)
+        self._desk.adapted.expire()
+        if adapter:
+            await self._desk.adapted.open(session_id, client, adapter)
+        else:
+            self._driver.open(session_id, client)
         self._book.open(session_id)
-        self._driver.open(session_id, client)
+        self._clients[session_id] = client
 
     async def run_step(self, session_id: str, action: Action) -> torch.Tensor | None:
         """Put one step of a session in line, and wait for its result.
@@ -132,6 +141,8 @@ class HostedTrunk(MeasuredHost):
         self._check_open(session_id)
         before = self._book.admit(session_id, action)
         try:
+            if session_id in self._desk.adapted:
+                return await self._desk.adapted.step(session_id, action)
             return await self._driver.step(session_id, engine_action(action))
         except asyncio.CancelledError:
             # Taken out of the line before its turn, or nobody is left to ask for anything more.
@@ -145,13 +156,15 @@ class HostedTrunk(MeasuredHost):
     async def train(self, session_id: str, action: TrainingAction) -> torch.Tensor | Trained | None:
         """Do one step of a session that trains; raises as `TrainingDesk.do`, or `SessionNotFoundError`."""
         self._check_open(session_id)
-        return await self._desk.do(session_id, action)
+        return await self._desk.do(session_id, action, self._clients[session_id])
 
     async def export_session(self, session_id: str) -> KVEntries:
         """Give out a session's cache; raises as `SessionHost.export_session` does."""
         self._check_open(session_id)
         if session_id in self._desk:
             raise UnsupportedOperationError("a training stays where it is: save a checkpoint and go on from that")
+        if session_id in self._desk.adapted:
+            raise UnsupportedOperationError("a session with an adapter stays where that is: open another elsewhere")
         try:
             return entries_of(*await self._driver.run(lambda engine: engine.export(session_id)))
         except UnsupportedModelError as error:
@@ -160,6 +173,8 @@ class HostedTrunk(MeasuredHost):
     async def import_session(self, session_id: str, cache: KVEntries) -> None:
         """Fill a new session with a cache from another server of the same trunk."""
         self._check_open(session_id)
+        if session_id in self._desk.adapted:
+            raise UnsupportedOperationError("a session with an adapter takes no cache: send it the whole sequence")
         rows = next((t.shape[0] for entry in cache.entries for t in entry.tensors.values() if t.dim()), 0)
         self._book.resize(session_id, rows, cache.position)
         await self._driver.run(partial(self._import, session_id, cache))
@@ -167,7 +182,9 @@ class HostedTrunk(MeasuredHost):
     async def close_session(self, session_id: str) -> None:
         """Free a session's cache."""
         self._book.close(session_id)
+        self._clients.pop(session_id, None)
         self._driver.close(session_id)
+        self._desk.adapted.close(session_id)
         await self._desk.close(session_id)
 
     def _check_open(self, session_id: str) -> None:
@@ -178,21 +195,6 @@ class HostedTrunk(MeasuredHost):
         imported = self._transfer.to_cache(cache)
         if session_id in engine:  # not closed meanwhile
             engine.replace(session_id, imported)
-
-    @torch.inference_mode()
-    def _compute(self, call: ComputeCall) -> ComputeResult:
-        cache = None
-        if call.use_cache or call.past_key_values is not None:
-            cache = self._transfer.to_cache(call.past_key_values)
-        device = self._trunk.device
-        output = self._trunk(
-            call.tensor.to(device),
-            call.attention_mask if call.attention_mask is None else call.attention_mask.to(device),
-            call.position_ids if call.position_ids is None else call.position_ids.to(device),
-            past_key_values=cache,
-        )
-        assert isinstance(output, torch.Tensor)
-        return ComputeResult(output, self._transfer.to_entries(cache) if cache is not None and call.use_cache else None)
 
 
 def engine_action(action: Action) -> engine.Action:

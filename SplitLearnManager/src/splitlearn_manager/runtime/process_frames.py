@@ -17,7 +17,7 @@ class Kind(IntEnum):
     ADMIT = 2
     """There is room for it: go on. Empty."""
     OPEN = 3
-    """Make room for a session: whose it is, as text."""
+    """Make room for a session: its client and the adapter that it computes with, as JSON."""
     STEP = 4
     """A step of a session: `SessionRequest`."""
     COMPUTE = 5
@@ -34,6 +34,8 @@ class Kind(IntEnum):
     """A step of a session: a few hidden states without padding, as in `process_tensors`."""
     READ = 11
     """Say what was done up to now. Empty."""
+    ADAPTED = 12
+    """A stateless call with an adapter: whose it is, as `named`, then `ComputeRequest`."""
     # To the serving process
     PROGRESS = 32
     """How far loading is: JSON."""
@@ -79,6 +81,22 @@ def header_of(
 ) -> bytes:
     """Return what stands before a payload of so many bytes."""
     return HEADER.pack(num_bytes, sent_s, began_s, call, session, kind)
+
+
+_LENGTH = struct.Struct("<I")
+
+
+def named(client: str, payload: bytes) -> bytes:
+    """Return a payload behind the name of a client."""
+    name = client.encode()
+    return b"".join((_LENGTH.pack(len(name)), name, payload))
+
+
+def unnamed(data: bytes) -> tuple[str, bytes]:
+    """Return the name of the client before a payload, and the payload."""
+    begin = _LENGTH.size
+    end = begin + int(_LENGTH.unpack_from(data)[0])
+    return data[begin:end].decode(), data[end:]
 
 
 class FrameReader:

@@ -1,6 +1,7 @@
 """A model in another process, as a session host of this one."""
 
 import contextlib
+import json
 import math
 import sys
 import time
@@ -20,7 +21,7 @@ from splitlearn_manager.errors import ModelFaultError
 from splitlearn_manager.runtime.figures import EngineReading
 from splitlearn_manager.runtime.measured_host import MeasuredHost
 from splitlearn_manager.runtime.model_process import ModelProcess
-from splitlearn_manager.runtime.process_frames import Frame, Kind
+from splitlearn_manager.runtime.process_frames import Frame, Kind, named
 from splitlearn_manager.runtime.process_tensors import packed, unpacked
 
 _NO_CHUNKS = 0
@@ -68,18 +69,22 @@ class ProcessHost(MeasuredHost):
 
     async def compute(self, call: ComputeCall) -> ComputeResult:
         """Have the process do a stateless call."""
-        frame = await self._process.call(Kind.COMPUTE, encode_call(call))
+        payload = encode_call(call)
+        if call.adapter:
+            frame = await self._process.call(Kind.ADAPTED, named(call.client, payload))
+        else:
+            frame = await self._process.call(Kind.COMPUTE, payload)
         if frame.kind is not Kind.DONE:
             raise _error_of(frame, Inbox(_NO_CHUNKS))
         return decode_result(frame.payload, max_bytes=_ANY_SIZE)
 
-    async def open_session(self, session_id: str, client: str = "") -> None:
+    async def open_session(self, session_id: str, client: str = "", adapter: str = "") -> None:
         """Have the process make room for a session."""
         self._num_opened += 1
         session = _Session(self._num_opened, Inbox(_NO_CHUNKS, _ANY_SIZE))
         self._sessions[session_id] = session
         try:
-            await self._ask(session, Kind.OPEN, client.encode())
+            await self._ask(session, Kind.OPEN, json.dumps([client, adapter]).encode())
         except BaseException:
             # Nobody will close what nobody knows is open.
             self._sessions.pop(session_id, None)

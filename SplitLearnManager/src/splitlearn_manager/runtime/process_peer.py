@@ -1,11 +1,13 @@
 """The side of a model's process that answers: any `SessionHost`, asked over a channel."""
 
 import asyncio
+import json
 import logging
 import math
 import sys
 import time
 from collections.abc import Awaitable, Callable
+from dataclasses import replace
 
 from splitlearn_comm import CommError, SessionHost
 from splitlearn_comm.framing.calls import decode_call, encode_result
@@ -27,7 +29,7 @@ from splitlearn_comm.worker import TURN, Turn
 from splitlearn_manager.runtime.engine_driver import ASKED_S
 from splitlearn_manager.runtime.measured_host import MeasuredHost
 from splitlearn_manager.runtime.process_channel import Channel
-from splitlearn_manager.runtime.process_frames import Frame, Kind
+from splitlearn_manager.runtime.process_frames import Frame, Kind, unnamed
 from splitlearn_manager.runtime.process_tensors import due_of, packed, unpacked
 
 logger = logging.getLogger(__name__)
@@ -55,6 +57,7 @@ class HostPeer:
             Kind.STEP: self._step,
             Kind.FORWARD: self._forward,
             Kind.COMPUTE: self._compute,
+            Kind.ADAPTED: self._compute_adapted,
             Kind.EXPORT: self._export,
             Kind.IMPORT: self._import,
             Kind.CLOSE: self._close,
@@ -97,7 +100,8 @@ class HostPeer:
         self._channel.send(kind, payload, call=frame.call, began_s=turn.began_s)
 
     async def _open(self, frame: Frame) -> tuple[Kind, bytes]:
-        await self._host.open_session(str(frame.session), frame.payload.decode())
+        client, adapter = json.loads(frame.payload)
+        await self._host.open_session(str(frame.session), client, adapter)
         self._inboxes[frame.session] = Inbox(0, _ANY_SIZE)
         return _DONE
 
@@ -126,6 +130,11 @@ class HostPeer:
     async def _compute(self, frame: Frame) -> tuple[Kind, bytes]:
         call, _, _ = decode_call(frame.payload, _ANY_SIZE)
         return Kind.DONE, encode_result(await self._host.compute(call))
+
+    async def _compute_adapted(self, frame: Frame) -> tuple[Kind, bytes]:
+        client, payload = unnamed(frame.payload)
+        call, _, _ = decode_call(payload, _ANY_SIZE)
+        return Kind.DONE, encode_result(await self._host.compute(replace(call, client=client)))
 
     async def _export(self, frame: Frame) -> tuple[Kind, bytes]:
         cache = await self._host.export_session(str(frame.session))

@@ -4,7 +4,7 @@ Tensor shapes: B rows, T tokens, H hidden size.
 """
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import TypeVar, assert_never
 
 import torch
@@ -20,6 +20,8 @@ from splitlearn_comm import (
 from splitlearn_comm.training import (
     BackwardPass,
     ForwardPass,
+    FreeAdapter,
+    PublishAdapter,
     ReadTraining,
     StartTraining,
     Trained,
@@ -33,6 +35,8 @@ from splitlearn_core import TrainingError, Trunk, errors
 from splitlearn_core.training.port import ParameterGroup, TrunkTrainingSpec
 from splitlearn_core.training.seeding import DropoutSeed
 from splitlearn_core.training.trunk_trainer import TrunkTrainer
+from splitlearn_manager.runtime.adapted_trunks import AdaptedTrunks
+from splitlearn_manager.runtime.adapter_shelf import AdapterLimits
 
 T = TypeVar("T")
 PART_BYTES = 32 << 20
@@ -53,6 +57,8 @@ class TrainingLimits:
     """How many may train at a time."""
     allow_full: bool = False
     """Whether they may train all weights, each of a copy of the trunk."""
+    adapters: AdapterLimits = field(default_factory=AdapterLimits)
+    """What of it they may publish."""
 
 
 class TrainingDesk:
@@ -68,6 +74,9 @@ class TrainingDesk:
         self._trunk = trunk
         self._limits = limits
         self._worker = WorkerThread(name)
+        self.adapted = AdaptedTrunks(self._worker, limits.adapters)
+        """What clients compute with of what they train."""
+        self._names: dict[str, tuple[str, str]] = {}
         self._trainers: dict[str, TrunkTrainer] = {}
         self._starting: set[str] = set()
         self._written: dict[str, dict[str, torch.Tensor]] = {}
@@ -75,8 +84,13 @@ class TrainingDesk:
     def __contains__(self, session_id: str) -> bool:
         return session_id in self._trainers
 
-    async def do(self, session_id: str, action: TrainingAction) -> torch.Tensor | Trained | None:
+    async def do(self, session_id: str, action: TrainingAction, client: str = "") -> torch.Tensor | Trained | None:
         """Do one step of a session.
+
+        Args:
+            session_id: its name.
+            action: what it asks for.
+            client: whose it is.
 
         Raises:
             InvalidRequestError: it cannot be done so.
@@ -86,11 +100,17 @@ class TrainingDesk:
             UnsupportedOperationError: all weights may not be trained here.
         """
         if isinstance(action, StartTraining):
-            await self._start(session_id, action)
+            await self._start(session_id, action, client)
+            return None
+        if isinstance(action, FreeAdapter):
+            self.adapted.free(client, action.name)
             return None
         trainer = self._trainers.get(session_id)
         if trainer is None:
             raise InvalidRequestError("this session does not train: begin with start_training")
+        if isinstance(action, PublishAdapter):
+            await self._publish(trainer, client, action.name)
+            return None
         return await self._run(lambda: self._step(session_id, trainer, action))
 
     async def close(self, session_id: str) -> None:
@@ -98,6 +118,9 @@ class TrainingDesk:
         self._starting.discard(session_id)
         self._written.pop(session_id, None)
         trainer = self._trainers.pop(session_id, None)
+        named = self._names.pop(session_id, None)
+        if named is not None:
+            self.adapted.take_away(*named)
         if trainer is not None:
             await self._worker.run(trainer.close)
 
@@ -105,14 +128,20 @@ class TrainingDesk:
         """Free all, and end the thread."""
         for session_id in list(self._trainers):
             await self.close(session_id)
+        self.adapted.clear()
         await self._worker.shutdown()
 
-    async def _start(self, session_id: str, start: StartTraining) -> None:
+    async def _start(self, session_id: str, start: StartTraining, client: str) -> None:
         self._check_start(session_id, start)
+        self.adapted.check_free(client, start.name)
         self._starting.add(session_id)
         try:
             trainer = await self._run(lambda: TrunkTrainer(self._trunk, spec_of(start)))
             if session_id in self._starting:  # else it was closed meanwhile, and what was made has no owner
+                if start.name:
+                    self.adapted.check_free(client, start.name)  # another may have begun with it at the same time
+                    self.adapted.put(client, start.name, trainer.trunk)
+                    self._names[session_id] = client, start.name
                 self._trainers[session_id] = trainer
         finally:
             self._starting.discard(session_id)
@@ -128,6 +157,11 @@ class TrainingDesk:
         num_trainings = len(self._trainers) + len(self._starting)
         if num_trainings >= self._limits.max_trainings:
             raise ResourceExhaustedError(f"{num_trainings} clients train here, and no more may at a time")
+
+    async def _publish(self, trainer: TrunkTrainer, client: str, name: str) -> None:
+        num_bytes = await self._run(lambda: trainer.adapter_bytes)
+        self.adapted.check_room(client, name, num_bytes)
+        self.adapted.publish(client, name, await self._run(trainer.as_trained), num_bytes)
 
     async def _run(self, call: Callable[[], T]) -> T:
         try:
@@ -165,7 +199,7 @@ class TrainingDesk:
             case WriteTraining():
                 self._write(session_id, trainer, action.state)
                 return None
-            case StartTraining():
+            case StartTraining() | PublishAdapter() | FreeAdapter():
                 raise AssertionError("it was done before")
             case _:
                 assert_never(action)

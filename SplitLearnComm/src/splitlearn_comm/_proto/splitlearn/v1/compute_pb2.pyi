@@ -97,7 +97,7 @@ class KVCache(_message.Message):
     def __init__(self, entries: _Optional[_Iterable[_Union[KVCacheEntry, _Mapping]]] = ..., position: _Optional[int] = ...) -> None: ...
 
 class ComputeRequest(_message.Message):
-    __slots__ = ("tensor", "attention_mask", "position_ids", "past_key_values", "use_cache", "expected_fingerprint", "kv")
+    __slots__ = ("tensor", "attention_mask", "position_ids", "past_key_values", "use_cache", "expected_fingerprint", "kv", "adapter")
     TENSOR_FIELD_NUMBER: _ClassVar[int]
     ATTENTION_MASK_FIELD_NUMBER: _ClassVar[int]
     POSITION_IDS_FIELD_NUMBER: _ClassVar[int]
@@ -105,6 +105,7 @@ class ComputeRequest(_message.Message):
     USE_CACHE_FIELD_NUMBER: _ClassVar[int]
     EXPECTED_FINGERPRINT_FIELD_NUMBER: _ClassVar[int]
     KV_FIELD_NUMBER: _ClassVar[int]
+    ADAPTER_FIELD_NUMBER: _ClassVar[int]
     tensor: TensorData
     attention_mask: TensorData
     position_ids: TensorData
@@ -112,7 +113,8 @@ class ComputeRequest(_message.Message):
     use_cache: bool
     expected_fingerprint: str
     kv: Codecs
-    def __init__(self, tensor: _Optional[_Union[TensorData, _Mapping]] = ..., attention_mask: _Optional[_Union[TensorData, _Mapping]] = ..., position_ids: _Optional[_Union[TensorData, _Mapping]] = ..., past_key_values: _Optional[_Union[KVCache, _Mapping]] = ..., use_cache: bool = ..., expected_fingerprint: _Optional[str] = ..., kv: _Optional[_Union[Codecs, _Mapping]] = ...) -> None: ...
+    adapter: str
+    def __init__(self, tensor: _Optional[_Union[TensorData, _Mapping]] = ..., attention_mask: _Optional[_Union[TensorData, _Mapping]] = ..., position_ids: _Optional[_Union[TensorData, _Mapping]] = ..., past_key_values: _Optional[_Union[KVCache, _Mapping]] = ..., use_cache: bool = ..., expected_fingerprint: _Optional[str] = ..., kv: _Optional[_Union[Codecs, _Mapping]] = ..., adapter: _Optional[str] = ...) -> None: ...
 
 class ComputeResponse(_message.Message):
     __slots__ = ("tensor", "past_key_values")
@@ -123,7 +125,7 @@ class ComputeResponse(_message.Message):
     def __init__(self, tensor: _Optional[_Union[TensorData, _Mapping]] = ..., past_key_values: _Optional[_Union[KVCache, _Mapping]] = ...) -> None: ...
 
 class SessionRequest(_message.Message):
-    __slots__ = ("session_id", "step_id", "position", "open", "forward", "reorder", "crop", "start_recording", "close", "chunk", "export", "import_state", "start_training", "forward_pass", "backward_pass", "update", "read_training", "write_training", "timeout_ms")
+    __slots__ = ("session_id", "step_id", "position", "open", "forward", "reorder", "crop", "start_recording", "close", "chunk", "export", "import_state", "start_training", "forward_pass", "backward_pass", "update", "read_training", "write_training", "publish_adapter", "free_adapter", "timeout_ms")
     SESSION_ID_FIELD_NUMBER: _ClassVar[int]
     STEP_ID_FIELD_NUMBER: _ClassVar[int]
     POSITION_FIELD_NUMBER: _ClassVar[int]
@@ -142,6 +144,8 @@ class SessionRequest(_message.Message):
     UPDATE_FIELD_NUMBER: _ClassVar[int]
     READ_TRAINING_FIELD_NUMBER: _ClassVar[int]
     WRITE_TRAINING_FIELD_NUMBER: _ClassVar[int]
+    PUBLISH_ADAPTER_FIELD_NUMBER: _ClassVar[int]
+    FREE_ADAPTER_FIELD_NUMBER: _ClassVar[int]
     TIMEOUT_MS_FIELD_NUMBER: _ClassVar[int]
     session_id: str
     step_id: int
@@ -161,11 +165,13 @@ class SessionRequest(_message.Message):
     update: Update
     read_training: ReadTraining
     write_training: WriteTraining
+    publish_adapter: PublishAdapter
+    free_adapter: FreeAdapter
     timeout_ms: int
-    def __init__(self, session_id: _Optional[str] = ..., step_id: _Optional[int] = ..., position: _Optional[int] = ..., open: _Optional[_Union[Open, _Mapping]] = ..., forward: _Optional[_Union[Forward, _Mapping]] = ..., reorder: _Optional[_Union[Reorder, _Mapping]] = ..., crop: _Optional[_Union[Crop, _Mapping]] = ..., start_recording: _Optional[_Union[StartRecording, _Mapping]] = ..., close: _Optional[_Union[Close, _Mapping]] = ..., chunk: _Optional[_Union[TensorChunk, _Mapping]] = ..., export: _Optional[_Union[Export, _Mapping]] = ..., import_state: _Optional[_Union[Import, _Mapping]] = ..., start_training: _Optional[_Union[StartTraining, _Mapping]] = ..., forward_pass: _Optional[_Union[ForwardPass, _Mapping]] = ..., backward_pass: _Optional[_Union[BackwardPass, _Mapping]] = ..., update: _Optional[_Union[Update, _Mapping]] = ..., read_training: _Optional[_Union[ReadTraining, _Mapping]] = ..., write_training: _Optional[_Union[WriteTraining, _Mapping]] = ..., timeout_ms: _Optional[int] = ...) -> None: ...
+    def __init__(self, session_id: _Optional[str] = ..., step_id: _Optional[int] = ..., position: _Optional[int] = ..., open: _Optional[_Union[Open, _Mapping]] = ..., forward: _Optional[_Union[Forward, _Mapping]] = ..., reorder: _Optional[_Union[Reorder, _Mapping]] = ..., crop: _Optional[_Union[Crop, _Mapping]] = ..., start_recording: _Optional[_Union[StartRecording, _Mapping]] = ..., close: _Optional[_Union[Close, _Mapping]] = ..., chunk: _Optional[_Union[TensorChunk, _Mapping]] = ..., export: _Optional[_Union[Export, _Mapping]] = ..., import_state: _Optional[_Union[Import, _Mapping]] = ..., start_training: _Optional[_Union[StartTraining, _Mapping]] = ..., forward_pass: _Optional[_Union[ForwardPass, _Mapping]] = ..., backward_pass: _Optional[_Union[BackwardPass, _Mapping]] = ..., update: _Optional[_Union[Update, _Mapping]] = ..., read_training: _Optional[_Union[ReadTraining, _Mapping]] = ..., write_training: _Optional[_Union[WriteTraining, _Mapping]] = ..., publish_adapter: _Optional[_Union[PublishAdapter, _Mapping]] = ..., free_adapter: _Optional[_Union[FreeAdapter, _Mapping]] = ..., timeout_ms: _Optional[int] = ...) -> None: ...
 
 class Open(_message.Message):
-    __slots__ = ("expected_fingerprint", "resume", "chunk_bytes", "hidden", "timings", "can_move", "gradient", "kv")
+    __slots__ = ("expected_fingerprint", "resume", "chunk_bytes", "hidden", "timings", "can_move", "gradient", "kv", "adapter")
     EXPECTED_FINGERPRINT_FIELD_NUMBER: _ClassVar[int]
     RESUME_FIELD_NUMBER: _ClassVar[int]
     CHUNK_BYTES_FIELD_NUMBER: _ClassVar[int]
@@ -174,6 +180,7 @@ class Open(_message.Message):
     CAN_MOVE_FIELD_NUMBER: _ClassVar[int]
     GRADIENT_FIELD_NUMBER: _ClassVar[int]
     KV_FIELD_NUMBER: _ClassVar[int]
+    ADAPTER_FIELD_NUMBER: _ClassVar[int]
     expected_fingerprint: str
     resume: bool
     chunk_bytes: int
@@ -182,7 +189,8 @@ class Open(_message.Message):
     can_move: bool
     gradient: Codecs
     kv: Codecs
-    def __init__(self, expected_fingerprint: _Optional[str] = ..., resume: bool = ..., chunk_bytes: _Optional[int] = ..., hidden: _Optional[_Union[Codecs, _Mapping]] = ..., timings: bool = ..., can_move: bool = ..., gradient: _Optional[_Union[Codecs, _Mapping]] = ..., kv: _Optional[_Union[Codecs, _Mapping]] = ...) -> None: ...
+    adapter: str
+    def __init__(self, expected_fingerprint: _Optional[str] = ..., resume: bool = ..., chunk_bytes: _Optional[int] = ..., hidden: _Optional[_Union[Codecs, _Mapping]] = ..., timings: bool = ..., can_move: bool = ..., gradient: _Optional[_Union[Codecs, _Mapping]] = ..., kv: _Optional[_Union[Codecs, _Mapping]] = ..., adapter: _Optional[str] = ...) -> None: ...
 
 class Export(_message.Message):
     __slots__ = ()
@@ -251,18 +259,20 @@ class Close(_message.Message):
     def __init__(self) -> None: ...
 
 class StartTraining(_message.Message):
-    __slots__ = ("adapter", "full", "optimizer", "groups", "recompute")
+    __slots__ = ("adapter", "full", "optimizer", "groups", "recompute", "name")
     ADAPTER_FIELD_NUMBER: _ClassVar[int]
     FULL_FIELD_NUMBER: _ClassVar[int]
     OPTIMIZER_FIELD_NUMBER: _ClassVar[int]
     GROUPS_FIELD_NUMBER: _ClassVar[int]
     RECOMPUTE_FIELD_NUMBER: _ClassVar[int]
+    NAME_FIELD_NUMBER: _ClassVar[int]
     adapter: LowRankAdapter
     full: bool
     optimizer: str
     groups: _containers.RepeatedCompositeFieldContainer[ParameterGroup]
     recompute: bool
-    def __init__(self, adapter: _Optional[_Union[LowRankAdapter, _Mapping]] = ..., full: bool = ..., optimizer: _Optional[str] = ..., groups: _Optional[_Iterable[_Union[ParameterGroup, _Mapping]]] = ..., recompute: bool = ...) -> None: ...
+    name: str
+    def __init__(self, adapter: _Optional[_Union[LowRankAdapter, _Mapping]] = ..., full: bool = ..., optimizer: _Optional[str] = ..., groups: _Optional[_Iterable[_Union[ParameterGroup, _Mapping]]] = ..., recompute: bool = ..., name: _Optional[str] = ...) -> None: ...
 
 class LowRankAdapter(_message.Message):
     __slots__ = ("config", "tensors")
@@ -335,6 +345,18 @@ class WriteTraining(_message.Message):
     STATE_FIELD_NUMBER: _ClassVar[int]
     state: TrainingState
     def __init__(self, state: _Optional[_Union[TrainingState, _Mapping]] = ...) -> None: ...
+
+class PublishAdapter(_message.Message):
+    __slots__ = ("name",)
+    NAME_FIELD_NUMBER: _ClassVar[int]
+    name: str
+    def __init__(self, name: _Optional[str] = ...) -> None: ...
+
+class FreeAdapter(_message.Message):
+    __slots__ = ("name",)
+    NAME_FIELD_NUMBER: _ClassVar[int]
+    name: str
+    def __init__(self, name: _Optional[str] = ...) -> None: ...
 
 class TrainingState(_message.Message):
     __slots__ = ("update_id", "tensors", "num_tensors")
