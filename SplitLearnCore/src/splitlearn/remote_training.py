@@ -8,7 +8,15 @@ from typing import Any
 
 import torch
 
-from splitlearn_comm import InvalidRequestError, PassExpiredError, StaleGradientError
+from splitlearn_comm import (
+    CommError,
+    InvalidRequestError,
+    PassExpiredError,
+    ServerUnavailableError,
+    SessionNotFoundError,
+    StaleGradientError,
+    StepOrderError,
+)
 from splitlearn_comm.client import ClientSession
 from splitlearn_comm.training import (
     BackwardPass,
@@ -32,6 +40,8 @@ ERRORS: dict[type[Exception], type[TrainingError]] = {
     InvalidRequestError: TrainingError,
 }
 """What the wire calls an error, and Core."""
+LOST: tuple[type[CommError], ...] = (ServerUnavailableError, SessionNotFoundError, StepOrderError)
+"""What a session says whose server is gone, was started again, or has freed it."""
 PART_BYTES = 32 << 20
 """Of a training's state, what goes into one message, its last tensor aside."""
 
@@ -116,6 +126,11 @@ class RemoteTraining(TrunkTraining):
     def _do(self, action: TrainingAction) -> Trained:
         try:
             return self._session.train(action)
+        except LOST as error:
+            raise errors.TrainingLostError(
+                f"this training is lost where it ran ({error}); run.resume(tag) goes on from a checkpoint, there or at "
+                "another server at the same address"
+            ) from error
         except tuple(ERRORS) as error:
             kind = next(ERRORS[cls] for cls in type(error).__mro__ if cls in ERRORS)
             raise kind(str(error)) from error

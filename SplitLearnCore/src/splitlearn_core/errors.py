@@ -10,7 +10,8 @@ CoreError
 └── TrainingError           (ValueError)  what cannot be trained so
     ├── AdapterError        an adapter that cannot be had across a cut, or that changes nothing
     ├── PassExpiredError    a pass whose activations are not kept any more
-    └── StaleGradientError  a gradient of a forward that other weights made
+    ├── StaleGradientError  a gradient of a forward that other weights made
+    └── TrainingLostError   (ConnectionError) a server that is gone, or knows nothing of the training any more
 """
 
 
@@ -56,3 +57,7 @@ class PassExpiredError(TrainingError):
 
 class StaleGradientError(TrainingError):
     """A gradient of a forward that was made with other weights than those of now."""
+
+
+class TrainingLostError(TrainingError, ConnectionError):
+    """The server that trained is gone, or knows nothing of the training any more; a checkpoint goes on."""

@@ -10,7 +10,7 @@ from typing import Any, NamedTuple
 import torch
 from torch import nn
 
-from splitlearn_core.errors import PassExpiredError, StaleGradientError, TrainingError
+from splitlearn_core.errors import PassExpiredError, StaleGradientError, TrainingError, TrainingLostError
 from splitlearn_core.parts.trunk import Trunk
 from splitlearn_core.training.optimizers import check_options, optimizer_class
 from splitlearn_core.training.port import BackwardResult, TrunkTraining, TrunkTrainingSpec
@@ -56,6 +56,7 @@ class TrunkTrainer(TrunkTraining):
         self._newest_pass = 0
         self._optimizer = self._make_optimizer() if self.trainable else None
         self.update_id = 0
+        self._is_closed = False
 
     def _make_trainable(self) -> dict[str, nn.Parameter]:
         if self._spec.full:
@@ -89,6 +90,8 @@ class TrunkTrainer(TrunkTraining):
         has_backward: bool = True,
     ) -> torch.Tensor:
         """Run the layers in train mode and keep what the backward needs."""
+        if self._is_closed:
+            raise TrainingLostError("this training of the trunk was closed: run.resume(tag) goes on from a checkpoint")
         device = self.trunk.device
         entered_BTH = hidden_BTH.detach().to(device).requires_grad_()
         mask, positions = (t if t is None else t.to(device) for t in (attention_mask, position_ids))
@@ -207,6 +210,7 @@ class TrunkTrainer(TrunkTraining):
 
     def close(self) -> None:
         """Free everything."""
+        self._is_closed = True
         self._passes.clear()
         self.trainable = {}
         self._optimizer = None
