@@ -37,9 +37,10 @@ class ServerConfig:
     max_tokens_per_forward: int = 512
     """Tokens of one forward, rows times length; a longer prompt runs in chunks."""
     max_trainings: int = 8
-    """Clients that train at once, each an adapter of its own over the same weights."""
+    """Clients that train a model at once, each an adapter of its own over the same weights. Counts, as what is said of
+    trainings below, for each model that says nothing else (`ModelSpec`)."""
     allow_full_training: bool = False
-    """Let clients train all weights of the trunk, each of a private copy of it."""
+    """Let clients train all weights of a trunk, each of a private copy of it."""
     refuse_nonfinite: bool = True
     """Refuse hidden states that hold NaN or Inf."""
     tls: ServerTLS | None = None

@@ -123,11 +123,14 @@ class TrainingDesk:
         if start.full and not self._limits.allow_full:
             raise UnsupportedOperationError(
                 "this server trains no trunk whole: train an adapter (lora=LoraConfig(...)), leave the trunk out of "
-                "train=, or start the server with allow_full_training"
+                "train=, or start the server, or load the model, with allow_full_training"
             )
         num_trainings = len(self._trainers) + len(self._starting)
         if num_trainings >= self._limits.max_trainings:
-            raise ResourceExhaustedError(f"{num_trainings} clients train here, and no more may at a time")
+            raise ResourceExhaustedError(
+                f"{num_trainings} clients train here, and no more may at a time: come back when one has ended (who "
+                "is gone is forgotten after detached_session_timeout_s), or give the server more max_trainings"
+            )
 
     async def _run(self, call: Callable[[], T]) -> T:
         try:
