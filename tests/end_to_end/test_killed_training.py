@@ -37,7 +37,7 @@ def adapter_in(directory: Path) -> dict[str, torch.Tensor]:
 def told_in(output: Path, word: str) -> list[int]:
     """The numbers of the lines that begin with a word."""
     lines = [line.split() for line in output.read_text().splitlines()]
-    return [int(line[-1]) for line in lines if line[0] == word]
+    return [int(line[-1]) for line in lines if line[:1] == [word]]
 
 
 @contextmanager

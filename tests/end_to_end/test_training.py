@@ -13,12 +13,12 @@ from torch import nn
 
 from splitlearn import SplitModelForCausalLM
 from splitlearn.remote import RemoteTrunk
-from splitlearn_comm import GRPCComputeServer, UnsupportedOperationError
+from splitlearn_comm import GRPCComputeServer, ResourceExhaustedError, UnsupportedOperationError
 from splitlearn_core.training.seeding import seeded_dropout
 from splitlearn_manager.runtime.hosted_trunk import HostedTrunk
 from splitlearn_manager.runtime.training_desk import TrainingLimits
 from tests.support.families import Split, tiny_split
-from tests.support.training import assert_same, fit, whole_weights, without_prefix
+from tests.support.training import assert_same, batches, fit, whole_weights, without_prefix
 from tests.support.trunk_process import TrunkProcess
 
 
@@ -61,6 +61,34 @@ def test_all_weights_where_the_server_allows_it() -> None:
         run = split.client.start_training(optimizer="sgd", lr=0.1, momentum=0.9)
         assert fit(split.client, run.optimizer, clip=1.0) == expected
         assert_same(run, whole)
+
+
+def test_a_forward_for_which_there_is_no_room_is_refused() -> None:
+    def begin(split: Split, **options: Any) -> Any:
+        torch.manual_seed(5)
+        plain = LoraConfig(r=4, target_modules="all-linear")
+        return split.client.start_training(lora=plain, lr=1e-2, **options)
+
+    def losses_at_once(split: Split) -> torch.Tensor:
+        split.client.train()
+        return torch.stack([split.client(**batch).loss for batch in batches(2)]).sum()
+
+    split = tiny_split("llama")
+    expected = fit(split.client, begin(split).optimizer)
+    split = tiny_split("llama")
+    with across_the_wire(split, max_bytes=170_000):  # for the adapter and one forward
+        run = begin(split)
+        split.client.train()
+        first = split.client(**batches(1)[0]).loss
+        with pytest.raises(ResourceExhaustedError, match=r"hold \d+ here of at most 170000: train with recompute=True"):
+            losses_at_once(split)
+        first.backward()
+        run.close()
+        run = begin(split)
+        assert fit(split.client, run.optimizer) == expected
+        run.close()
+        run = begin(split, recompute=True)
+        losses_at_once(split).backward()
 
 
 def test_a_server_that_refuses_leaves_the_model_as_it_was() -> None:

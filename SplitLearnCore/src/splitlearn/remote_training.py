@@ -62,7 +62,12 @@ class RemoteTraining(TrunkTraining):
     def __init__(self, session: ClientSession, spec: TrunkTrainingSpec) -> None:
         self._session = session
         groups = [ParameterGroup(group.names, group.options) for group in spec.groups]
-        self._do(StartTraining(spec.lora, spec.tensors or {}, spec.full, spec.optimizer, groups, spec.recompute))
+        start = StartTraining(spec.lora, spec.tensors or {}, spec.full, spec.optimizer, groups, spec.recompute)
+        try:
+            self._do(start)
+        except BaseException:
+            session.close()  # nobody else has it, and it would keep a place at the server
+            raise
 
     def forward(
         self,

@@ -11,6 +11,7 @@ CoreError
     ├── AdapterError        an adapter that cannot be had across a cut, or that changes nothing
     ├── PassExpiredError    a pass whose activations are not kept any more
     ├── StaleGradientError  a gradient of a forward that other weights made
+    ├── TrainingMemoryError trainings keep as much as they may, and this would be more
     └── TrainingLostError   (ConnectionError) a server that is gone, or knows nothing of the training any more
 """
 
@@ -57,6 +58,10 @@ class PassExpiredError(TrainingError):
 
 class StaleGradientError(TrainingError):
     """A gradient of a forward that was made with other weights than those of now."""
+
+
+class TrainingMemoryError(TrainingError):
+    """Trainings keep as much memory as they may, and this would be more."""
 
 
 class TrainingLostError(TrainingError, ConnectionError):

@@ -67,6 +67,8 @@ def training_limits(spec: ModelSpec) -> TrainingLimits:
     return TrainingLimits(
         max_trainings=usual.max_trainings if spec.max_trainings is None else spec.max_trainings,
         allow_full=usual.allow_full if spec.allow_full_training is None else spec.allow_full_training,
+        max_bytes=spec.training_bytes or None,
+        pass_timeout_s=usual.pass_timeout_s if spec.pass_timeout_s is None else spec.pass_timeout_s,
     )
 
 
