@@ -25,7 +25,7 @@ def test_numbers_are_greater_than_zero(name: str, value: Any) -> None:
         ServerConfig(**{name: value})
 
 
-@pytest.mark.parametrize("name", ["max_cached_tokens", "max_cache_bytes"])
+@pytest.mark.parametrize("name", ["max_cached_tokens", "max_cache_bytes", "max_training_bytes"])
 @pytest.mark.parametrize("value", [0, -1, 1.5, True, "3"])
 def test_limits_of_caches_are_whole_numbers_or_none(name: str, value: Any) -> None:
     assert getattr(ServerConfig(**{name: None}), name) is None

@@ -21,6 +21,8 @@ managed = true
 max_sessions = 3
 drain_timeout_s = 1.5
 refuse_nonfinite = false
+max_trainings = 2
+allow_full_training = true
 tokens = "tokens.txt"
 operators = ["ops", "certificate:admin"]
 tls = {certificate = "c.pem", key = "k.pem", client_ca = "a.pem"}
@@ -38,6 +40,8 @@ dtype = "bfloat16"
 [[models]]
 model = "org/Some Model"
 kv_bytes = 0
+max_trainings = 1
+allow_full_training = false
 """
 
 
@@ -57,6 +61,8 @@ def test_a_file_says_everything(tmp_path: Path) -> None:
             max_sessions=3,
             drain_timeout_s=1.5,
             refuse_nonfinite=False,
+            max_trainings=2,
+            allow_full_training=True,
             tokens=TokenFile("tokens.txt"),
             operators=("ops", "certificate:admin"),
             tls=ServerTLS(certificate="c.pem", key="k.pem", client_ca="a.pem"),
@@ -65,7 +71,9 @@ def test_a_file_says_everything(tmp_path: Path) -> None:
         lifecycle=LifecycleConfig(memory_bytes={"cpu": 1000, "cuda:0": 2000}, may_unload_idle=True),
         models=(
             ModelSpec(name="small", split_points=(2, 6), dtype=torch.bfloat16),
-            ModelSpec(name="Some-Model", model="org/Some Model", kv_bytes=0),
+            ModelSpec(
+                name="Some-Model", model="org/Some Model", kv_bytes=0, max_trainings=1, allow_full_training=False
+            ),
         ),
     )
 
@@ -82,6 +90,8 @@ def test_the_environment_says_the_same() -> None:
             "SPLITLEARN_HOST": "10",
             "SPLITLEARN_MODELS": "gpt2, small=builtin",
             "SPLITLEARN_SERVER_MAX_SESSIONS": "3",
+            "SPLITLEARN_SERVER_MAX_TRAININGS": "5",
+            "SPLITLEARN_SERVER_ALLOW_FULL_TRAINING": "true",
             "SPLITLEARN_SERVER_TOKENS": "tokens.txt",
             "SPLITLEARN_SERVER_OPERATORS": '["ops"]',
             "SPLITLEARN_SERVER_CLIENT_LIMITS_MAX_CALLS": "4",
@@ -98,6 +108,8 @@ def test_the_environment_says_the_same() -> None:
     assert settings.models == (ModelSpec(name="gpt2", model="gpt2"), ModelSpec(name="small"))
     assert settings.server == ServerConfig(
         max_sessions=3,
+        max_trainings=5,
+        allow_full_training=True,
         tokens=TokenFile("tokens.txt"),
         operators=("ops",),
         client_limits=ClientLimits(max_calls=4),
@@ -119,6 +131,7 @@ def test_flags_go_before_the_environment_and_that_before_the_file() -> None:
     ("tables", "is_managed"),
     [
         ([{"model": "gpt2", "dtype": "float32"}], False),
+        ([{"model": "gpt2", "max_trainings": 1, "allow_full_training": True}], False),
         ([{"model": "gpt2", "name": "small"}], True),
         ([{"model": "gpt2", "kv_bytes": 0}], True),
         ([{"model": "gpt2"}, {"model": "builtin"}], True),

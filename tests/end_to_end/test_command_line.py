@@ -17,6 +17,7 @@ from splitlearn_comm.quickstart import Client
 from splitlearn_core import load_tokenizer
 from splitlearn_core.builtin import builtin_directory
 from splitlearn_manager import ModelServer, ModelSpec
+from splitlearn_manager.settings import ServeSettings
 from tests.support.checkpoints import load_whole, save_tiny
 from tests.support.hub import Hub
 from tests.support.models import save_gpt2
@@ -156,6 +157,16 @@ def test_what_a_user_can_mend(
     monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], arguments: list[str], words: str
 ) -> None:
     assert words in fail(monkeypatch, capsys, *arguments)
+
+
+def test_options_about_training(monkeypatch: pytest.MonkeyPatch) -> None:
+    said: list[ServeSettings] = []
+    monkeypatch.setattr("splitlearn.cli.serve.made_server", lambda settings, _: said.append(settings))
+    monkeypatch.setattr("splitlearn.cli.serve.run", lambda _: None)
+    for options in (["--max-trainings", "3", "--allow-full-training"], ["--adapters-only"], []):
+        assert CliRunner().invoke(app, ["serve", *options]).exit_code == 0
+    told = [(settings.server.max_trainings, settings.server.allow_full_training) for settings in said]
+    assert told == [(3, True), (8, False), (8, False)]
 
 
 def test_a_port_in_use(

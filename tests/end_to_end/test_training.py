@@ -13,14 +13,13 @@ from torch import nn
 
 from splitlearn import SplitModelForCausalLM
 from splitlearn.remote import RemoteTrunk
-from splitlearn_comm import GRPCComputeServer, UnsupportedOperationError
-from splitlearn_core import TrainingError
+from splitlearn_comm import GRPCComputeServer, ResourceExhaustedError, UnsupportedOperationError
 from splitlearn_core.split.layers import find_layers
 from splitlearn_core.training.seeding import seeded_dropout
 from splitlearn_manager.runtime.hosted_trunk import HostedTrunk
 from splitlearn_manager.runtime.training_desk import TrainingLimits
 from tests.support.families import Split, tiny_split
-from tests.support.training import NUM_STEPS, assert_same, fit, whole_weights, without_prefix
+from tests.support.training import NUM_STEPS, assert_same, batches, fit, whole_weights, without_prefix
 from tests.support.trunk_process import TrunkProcess
 
 
@@ -124,8 +123,35 @@ def test_hidden_states_that_overflow_reach_the_scaler() -> None:
         scaler = torch.amp.GradScaler("cpu")
         fit(split.client, run.optimizer, num_steps=1, autocast=torch.float16, scaler=scaler)
         assert run.update_id == 0
-        with pytest.raises(TrainingError, match="NaN or infinity"):
-            fit(split.client, run.optimizer, num_steps=1)
+        assert not run.guard.counts, "it was the scaler's to skip"
+        fit(split.client, run.optimizer, num_steps=1)
+        assert run.guard.counts == {"nonfinite": 1}
+def test_a_forward_for_which_there_is_no_room_is_refused() -> None:
+    def begin(split: Split, **options: Any) -> Any:
+        torch.manual_seed(5)
+        plain = LoraConfig(r=4, target_modules="all-linear")
+        return split.client.start_training(lora=plain, lr=1e-2, **options)
+
+    def losses_at_once(split: Split) -> torch.Tensor:
+        split.client.train()
+        return torch.stack([split.client(**batch).loss for batch in batches(2)]).sum()
+
+    split = tiny_split("llama")
+    expected = fit(split.client, begin(split).optimizer)
+    split = tiny_split("llama")
+    with across_the_wire(split, max_bytes=170_000):  # for the adapter and one forward
+        run = begin(split)
+        split.client.train()
+        first = split.client(**batches(1)[0]).loss
+        with pytest.raises(ResourceExhaustedError, match=r"hold \d+ here of at most 170000: train with recompute=True"):
+            losses_at_once(split)
+        first.backward()
+        run.close()
+        run = begin(split)
+        assert fit(split.client, run.optimizer) == expected
+        run.close()
+        run = begin(split, recompute=True)
+        losses_at_once(split).backward()
 
 
 def test_a_server_that_refuses_leaves_the_model_as_it_was() -> None:

@@ -1,8 +1,8 @@
 """What `ServeProcesses` runs: a process that has imported everything, and forks a `splitlearn serve` when asked to.
 
-Each line on standard input is a list: a file for the output, and the command's arguments; it is answered by the number
-of the process. A line with a number is answered by the status that this process has ended with. When standard input
-closes, those that are left are killed.
+Each line on standard input is a list: a file for the output, and the command's arguments; with `loop` before them they
+are those of `training_program` instead. It is answered by the number of the process. A line with a number is answered
+by the status that this process has ended with. When standard input closes, those that are left are killed.
 """
 
 import json
@@ -14,6 +14,7 @@ import torch
 
 import splitlearn_manager  # noqa: F401 - imported here, once, so that nobody has to wait for it
 from splitlearn.cli import main as command
+from tests.support import training_program
 
 
 def forked(output: str, arguments: list[str]) -> int:
@@ -26,9 +27,12 @@ def forked(output: str, arguments: list[str]) -> int:
     for descriptor in (1, 2):
         os.dup2(file, descriptor)
     os.close(0)
-    sys.argv = ["splitlearn", *arguments]
     try:
-        command()
+        if arguments[0] == "loop":
+            training_program.main(arguments[1:])
+        else:
+            sys.argv = ["splitlearn", *arguments]
+            command()
     except SystemExit as end:
         status = end.code if isinstance(end.code, int) else 0 if end.code is None else 1
     except BaseException:

@@ -6,7 +6,7 @@ import signal
 import socket
 import subprocess
 import sys
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from random import SystemRandom
 from typing import Self
@@ -36,10 +36,12 @@ class ServeProcesses:
     Args:
         directory: where their output goes.
         environment: of all of them, beside this process' own.
+        arguments: of all servers, as `splitlearn serve` takes them.
     """
 
-    def __init__(self, directory: Path, environment: Mapping[str, str]) -> None:
+    def __init__(self, directory: Path, environment: Mapping[str, str], arguments: Sequence[str] = ()) -> None:
         self._directory = directory
+        self._arguments = arguments
         pipes = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE}
         command = [sys.executable, "-m", "tests.support.serve_forks"]
         self._forks = subprocess.Popen(command, cwd=ROOT, env=os.environ | environment, text=True, **pipes)  # type: ignore[call-overload]
@@ -48,7 +50,8 @@ class ServeProcesses:
     def start(self, port: int) -> None:
         """Begin `splitlearn serve --port PORT`; `wait_for` waits until it listens."""
         self._output(port).unlink(missing_ok=True)
-        self._processes[port] = self._ask([str(self._output(port)), "serve", "--port", str(port)])
+        asked = [str(self._output(port)), "serve", *self._arguments, "--port", str(port)]
+        self._processes[port] = self._ask(asked)
 
     def wait_for(self, port: int) -> None:
         """Wait until it listens."""
@@ -65,6 +68,29 @@ class ServeProcesses:
         process = self._processes.pop(port)
         os.kill(process, signal.SIGTERM)
         return self._ask(process)
+
+    def pid(self, port: int) -> int:
+        """The process."""
+        return self._processes[port]
+
+    def wait_killed(self, port: int) -> None:
+        """Wait until somebody has killed the process with SIGKILL."""
+        self.wait_ended(self._processes[port])
+        assert self._ask(self._processes.pop(port)) == -signal.SIGKILL
+
+    def begin_loop(self, output: Path, *arguments: str) -> int:
+        """Begin `training_program` in a process of its own; return that."""
+        return self._ask([str(output), "loop", *arguments])
+
+    def status_of(self, process: int) -> int:
+        """Wait until a process of `begin_loop` has ended; return its status, the negative of a signal's number."""
+        self.wait_ended(process)
+        return self._ask(process)
+
+    @staticmethod
+    def wait_ended(process: int) -> None:
+        """Wait until a process has ended; its status stays to be asked for."""
+        eventually(lambda: psutil.Process(process).status() == psutil.STATUS_ZOMBIE, timeout_s=START_TIMEOUT_S)
 
     def output(self, port: int) -> str:
         """What the process has said."""

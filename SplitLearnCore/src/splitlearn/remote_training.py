@@ -9,6 +9,7 @@ from typing import Any
 import torch
 
 from splitlearn_comm import (
+    CommError,
     InvalidRequestError,
     PassExpiredError,
     ServerUnavailableError,
@@ -38,11 +39,10 @@ ERRORS: dict[type[Exception], type[TrainingError]] = {
     PassExpiredError: errors.PassExpiredError,
     StaleGradientError: errors.StaleGradientError,
     InvalidRequestError: TrainingError,
-    SessionNotFoundError: errors.TrainingLostError,
-    ServerUnavailableError: errors.TrainingLostError,
-    StepOrderError: errors.TrainingLostError,
 }
 """What the wire calls an error, and Core."""
+LOST: tuple[type[CommError], ...] = (ServerUnavailableError, SessionNotFoundError, StepOrderError)
+"""What a session says whose server is gone, was started again, or has freed it."""
 PART_BYTES = 32 << 20
 """Of a training's state, what goes into one message, its last tensor aside."""
 
@@ -66,7 +66,11 @@ class RemoteTraining(TrunkTraining):
         """Under what name other sessions and calls of this client compute with what trains."""
         groups = [ParameterGroup(group.names, group.options) for group in spec.groups]
         beside = (spec.full, spec.optimizer, groups, spec.recompute, self.adapter)
-        self._do(StartTraining(spec.lora, spec.tensors or {}, *beside))
+        try:
+            self._do(StartTraining(spec.lora, spec.tensors or {}, *beside))
+        except BaseException:
+            session.close()  # nobody else has it, and it would keep a place at the server
+            raise
 
     def forward(
         self,
@@ -135,6 +139,11 @@ class RemoteTraining(TrunkTraining):
     def _do(self, action: TrainingAction) -> Trained:
         try:
             came = self._session.train(action)
+        except LOST as error:
+            raise errors.TrainingLostError(
+                f"this training is lost where it ran ({error}); run.resume(tag) goes on from a checkpoint, there or at "
+                "another server at the same address"
+            ) from error
         except tuple(ERRORS) as error:
             kind = next(ERRORS[cls] for cls in type(error).__mro__ if cls in ERRORS)
             raise kind(str(error)) from error

@@ -12,7 +12,8 @@ CoreError
     ├── PassExpiredError    a pass whose activations are not kept any more
     ├── StaleGradientError  a gradient of a forward that other weights made
     ├── TrainingDataError   data that nothing can be learned from
-    └── TrainingLostError   (ConnectionError) the trunk has the training no more; a checkpoint brings it back
+    ├── TrainingMemoryError trainings keep as much as they may, and this would be more
+    └── TrainingLostError   (ConnectionError) a server that is gone, or knows nothing of the training any more
 """
 
 
@@ -64,5 +65,9 @@ class TrainingDataError(TrainingError):
     """Data that nothing can be learned from: empty, unreadable, or of another form."""
 
 
+class TrainingMemoryError(TrainingError):
+    """Trainings keep as much memory as they may, and this would be more."""
+
+
 class TrainingLostError(TrainingError, ConnectionError):
-    """The trunk has this training no more: its server was lost, or forgot it. A checkpoint brings it back."""
+    """The server that trained is gone, or knows nothing of the training any more; a checkpoint goes on."""

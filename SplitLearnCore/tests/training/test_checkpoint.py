@@ -2,16 +2,25 @@
 
 import copy
 import os
+import resource
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
 from peft import LoraConfig, PeftModel
+from safetensors import safe_open
+from safetensors.torch import load_file, save_file
 
 from splitlearn_core import CheckpointError, LocalTrunk, SplitPoints, TrainingError
+from splitlearn_core.errors import TrainingLostError
 from tests.support.families import Split, tiny_split
+from tests.support.programs import run_program
 from tests.support.training import batches, fit, whole_weights
+
+FILE = "training.safetensors"
 
 
 def begin(split: Split, **options: Any) -> Any:
@@ -78,31 +87,145 @@ def test_a_checkpoint_of_something_else_is_refused(tmp_path: Path) -> None:
 
 def test_one_that_is_not_there_or_is_damaged(tmp_path: Path) -> None:
     run = begin(tiny_split("llama"))
-    with pytest.raises(CheckpointError, match=r"none is no checkpoint of a training: it has no training.json"):
+    with pytest.raises(CheckpointError, match=r"none is no checkpoint of a training: it has no training.safetensors"):
         run.resume("none", tmp_path)
     where = run.save_checkpoint("cut", tmp_path)
-    os.truncate(where / "trunk.safetensors", 100)
+    for num_bytes in ((where / FILE).stat().st_size - 1, 100, 0):
+        os.truncate(where / FILE, num_bytes)
+        with pytest.raises(CheckpointError, match="is damaged"):
+            run.resume("cut", tmp_path)
+    save_file({}, where / FILE)
     with pytest.raises(CheckpointError, match="is damaged"):
         run.resume("cut", tmp_path)
 
 
-def test_what_cannot_be_written_leaves_the_one_before(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+@contextmanager
+def files_no_larger_than(num_bytes: int) -> Iterator[None]:
+    """Have the system refuse larger ones to this process, as a full disk or a quota does."""
+    before = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (num_bytes, before[1]))
+    try:
+        yield
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, before)
+
+
+def test_a_full_disk_leaves_the_one_before(tmp_path: Path) -> None:
     run = begin(tiny_split("llama"))
     where = run.save_checkpoint("tag", tmp_path)
-    before = (where / "training.json").read_text()
+    before = (where / FILE).read_bytes()
     fit(run.model, run.optimizer)
-
-    def full(*args: object, **options: object) -> None:
-        raise OSError(28, "No space left on device")
-
-    with monkeypatch.context() as patched:
-        patched.setattr("splitlearn_core.training.checkpoint.os.fsync", full)
-        with pytest.raises(CheckpointError, match=r"No space left on device\); what was there is there still"):
-            run.save_checkpoint("tag", tmp_path)
-    assert (where / "training.json").read_text() == before
+    with (
+        files_no_larger_than(len(before) // 2),
+        pytest.raises(CheckpointError, match=r"tag could not be written \(.*File too large.*what was there is there"),
+    ):
+        run.save_checkpoint("tag", tmp_path)
+    assert (where / FILE).read_bytes() == before
     assert [path.name for path in tmp_path.iterdir()] == ["tag"]
     run.save_checkpoint("tag", tmp_path)
-    assert (where / "training.json").read_text() != before
+    assert (where / FILE).read_bytes() != before
+
+
+def test_what_a_killed_process_left_is_cleared_away(tmp_path: Path) -> None:
+    run = begin(tiny_split("llama"))
+    left = tmp_path / ".tag.writing"
+    left.mkdir()
+    (left / "half.safetensors").write_text("half of one")
+    where = run.save_checkpoint("tag", tmp_path)
+    assert [path.name for path in tmp_path.iterdir()] == ["tag"]
+    assert [path.name for path in where.iterdir()] == [FILE]
+
+
+KILLED_AT_EACH_CALL = """
+import os, signal, sys
+from pathlib import Path
+from splitlearn_core.training.checkpoint import replaced
+
+def write(place, files):
+    for name, text in files:
+        (place / name).write_text(text)
+
+def killed_at(number, directory, files):
+    num_calls = 0
+    def count(frame, event, argument):
+        nonlocal num_calls
+        num_calls += event == "c_call"
+        if num_calls == number:
+            os.kill(os.getpid(), signal.SIGKILL)
+    with_one = os.fork()
+    if not with_one:
+        sys.setprofile(count)
+        with replaced(directory) as place:
+            write(place, files)
+        sys.setprofile(None)
+        os._exit(0)
+    return os.WIFSIGNALED(os.waitpid(with_one, 0)[1])
+
+base, num_files, is_new = Path(sys.argv[1]), int(sys.argv[2]), sys.argv[3] == "new"
+number, found = 0, set()
+while True:
+    number += 1
+    directory = base / str(number)
+    if not is_new:
+        with replaced(directory) as place:
+            write(place, [(f"file-{n}", "before") for n in range(num_files)])
+    was_killed = killed_at(number, directory, [(f"file-{n}", "now") for n in range(num_files)])
+    left = {file.name: file.read_text() for file in directory.iterdir()} if directory.exists() else {}
+    found.add((len(left), *sorted(set(left.values()))))
+    if not was_killed:
+        break
+print(number > 10, sorted(found))
+"""
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    ("num_files", "before", "found"),
+    [
+        (1, "old", [(1, "before"), (1, "now")]),
+        (1, "new", [(0,), (1, "now")]),
+        (2, "new", [(0,), (2, "now")]),
+        # Never one of each: one is taken away before the other is replaced.
+        (2, "old", [(1, "before"), (1, "now"), (2, "before"), (2, "now")]),
+    ],
+)
+def test_whoever_is_killed_leaves_the_one_before_or_this_one(
+    tmp_path: Path, num_files: int, before: str, found: list[tuple[object, ...]]
+) -> None:
+    """In a process of its own, which forks one for each call of a function of the system, to be killed there."""
+    ran = run_program(["-c", KILLED_AT_EACH_CALL, str(tmp_path), str(num_files), before])
+    assert ran.returncode == 0, ran.stderr
+    assert ran.stdout.strip() == f"True {found}"
+
+
+def test_an_adapter_takes_the_place_of_another(tmp_path: Path) -> None:
+    for rank in (2, 4):
+        run = begin(tiny_split("llama"), lora=LoraConfig(r=rank, target_modules="all-linear"))
+        run.save_adapter(tmp_path / "adapter")
+        PeftModel.from_pretrained(tiny_split("llama").whole, str(tmp_path / "adapter"))
+    assert sorted(path.name for path in (tmp_path / "adapter").iterdir()) == [
+        "adapter_config.json",
+        "adapter_model.safetensors",
+    ]
+
+
+def test_a_training_that_cannot_be_brought_back_is_not_gone_on_with(tmp_path: Path) -> None:
+    """The trunk of a resume that fails half-way is at its beginning, and must not train on."""
+    run = begin(tiny_split("llama"))
+    fit(run.model, run.optimizer)
+    where = run.save_checkpoint("tag", tmp_path)
+    with safe_open(where / FILE, "pt") as file:
+        header = file.metadata()
+    tensors = load_file(where / FILE)
+    lacking = next(name for name in tensors if name.startswith("trunk: parameter "))
+    save_file({name: tensor for name, tensor in tensors.items() if name != lacking}, where / FILE, header)
+    with pytest.raises(TrainingError, match="other parameters than those that train"):
+        run.resume("tag", tmp_path)
+    with pytest.raises(TrainingLostError, match=r"run.resume\(tag\) goes on"):
+        fit(run.model, run.optimizer)
+    save_file(tensors, where / FILE, header)
+    run.resume("tag", tmp_path)
+    fit(run.model, run.optimizer)
 
 
 def test_all_weights_are_no_adapter(tmp_path: Path) -> None:

@@ -37,9 +37,15 @@ class ServerConfig:
     max_tokens_per_forward: int = 512
     """Tokens of one forward, rows times length; a longer prompt runs in chunks."""
     max_trainings: int = 8
-    """Clients that train at once, each an adapter of its own over the same weights."""
+    """Clients that train a model at once, each an adapter of its own over the same weights. Counts, as what is said of
+    trainings below, for each model that says nothing else (`ModelSpec`)."""
     allow_full_training: bool = False
-    """Let clients train all weights of the trunk, each of a private copy of it."""
+    """Let clients train all weights of a trunk, each of a private copy of it."""
+    pass_timeout_s: float = 300.0
+    """A training forward whose backward has not come for so long is forgotten; its client runs it again if need be."""
+    max_training_bytes: int | None = None
+    """What clients that train the model in this process may keep there together, in bytes; None for no limit. More is
+    refused with RESOURCE_EXHAUSTED. (A model in another process has its `training_bytes`.)"""
     refuse_nonfinite: bool = True
     """Refuse hidden states that hold NaN or Inf."""
     tls: ServerTLS | None = None
@@ -67,7 +73,7 @@ class ServerConfig:
         port = self.metrics_port
         if port is not None and (isinstance(port, bool) or not isinstance(port, int) or not 0 <= port <= 65535):
             raise ValueError(f"metrics_port must be a port from 0 to 65535, or None; got {port!r}")
-        for name in ("max_cached_tokens", "max_cache_bytes"):
+        for name in ("max_cached_tokens", "max_cache_bytes", "max_training_bytes"):
             limit = getattr(self, name)
             if limit is not None and (isinstance(limit, bool) or not isinstance(limit, int) or limit < 1):
                 raise ValueError(f"{name} must be a whole number greater than zero, or None; got {limit!r}")

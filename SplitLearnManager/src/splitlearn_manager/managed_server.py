@@ -82,7 +82,12 @@ class ManagedServer(ListeningServer):
         hosted = HostedTrunk(
             trunk,
             name=public_name(self.model_id),
-            training_limits=TrainingLimits(max_trainings=config.max_trainings, allow_full=config.allow_full_training),
+            training_limits=TrainingLimits(
+                max_trainings=config.max_trainings,
+                allow_full=config.allow_full_training,
+                max_bytes=config.max_training_bytes,
+                pass_timeout_s=config.pass_timeout_s,
+            ),
             engine_limits=EngineLimits(max_rows=config.max_rows_per_forward, max_tokens=config.max_tokens_per_forward),
             cache_limits=CacheLimits(max_tokens=config.max_cached_tokens, max_bytes=config.max_cache_bytes),
         )

@@ -1,13 +1,16 @@
 """The models of a manager, as a server of Comm finds them: by name, by version, or by the fingerprint they have."""
 
 import asyncio
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
+from typing import Any
 
 from splitlearn_comm import HostDirectory, Lease, ServerUnavailableError, Wanted
 from splitlearn_comm.directory import Listener, not_found, only
 from splitlearn_manager.control.discretion import without_directories
 from splitlearn_manager.errors import ModelNotFoundError, ModelNotReadyError
 from splitlearn_manager.lifecycle import EventStream, LifecycleConfig, ModelManager, ModelSpec, State
+from splitlearn_manager.lifecycle.runner import ProcessRunner
 
 
 class ModelHosts(HostDirectory):
@@ -19,11 +22,15 @@ class ModelHosts(HostDirectory):
     Args:
         specs: the models to load before anything is served.
         config: of the manager.
+        usual: what a model that says nothing of them takes for `TRAINING_KEYS`.
     """
 
-    def __init__(self, specs: Sequence[ModelSpec], config: LifecycleConfig) -> None:
+    def __init__(
+        self, specs: Sequence[ModelSpec], config: LifecycleConfig, usual: Mapping[str, Any] | None = None
+    ) -> None:
         self._specs = tuple(specs)
         self._config = config
+        self._usual = dict(usual or {})
         self._manager: ModelManager | None = None
         self._followers: set[asyncio.Task[None]] = set()
 
@@ -39,12 +46,17 @@ class ModelHosts(HostDirectory):
         Raises:
             BudgetExceededError, ModelLoadError: one cannot be loaded. Nothing is left of the others.
         """
-        self._manager = manager = ModelManager(self._config)
+        self._manager = manager = ModelManager(self._config, start=self._start)
         try:
             await asyncio.gather(*(manager.load_model(spec) for spec in self._specs))
         except BaseException:
             await asyncio.shield(manager.close())
             raise
+
+    def _start(self, spec: ModelSpec) -> ProcessRunner:
+        """Make the process of a model. Those that operators load get here too."""
+        complete = replace(spec, **(self._usual | spec.said_of_training))
+        return ProcessRunner(complete, end_timeout_s=self._config.end_timeout_s)
 
     async def teardown(self) -> None:
         """End all models."""

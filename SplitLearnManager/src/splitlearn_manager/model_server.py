@@ -8,6 +8,7 @@ from splitlearn_manager.control.models import ManagedModels
 from splitlearn_manager.lifecycle import LifecycleConfig, ModelSpec
 from splitlearn_manager.listening import ListeningServer, check_places
 from splitlearn_manager.model_hosts import ModelHosts
+from splitlearn_manager.runtime.model_spec import TRAINING_KEYS
 from splitlearn_manager.spec_reading import read_spec
 
 
@@ -48,7 +49,7 @@ class ModelServer(ListeningServer):
         specs = [model if isinstance(model, ModelSpec) else read_spec({"model": model}) for model in models]
         check_labels(specs)
         check_places(host, port, config)
-        hosts = ModelHosts(specs, lifecycle)
+        hosts = ModelHosts(specs, lifecycle, {key: getattr(config, key) for key in TRAINING_KEYS})
         controlled = ManagedModels(lambda: hosts.manager)
         super().__init__(hosts, controlled, port=port, host=host, config=config, observer=observer)
 

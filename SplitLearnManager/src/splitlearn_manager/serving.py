@@ -1,5 +1,7 @@
 """From one configuration to the server that it describes."""
 
+from dataclasses import replace
+
 from splitlearn_comm import Observer
 from splitlearn_manager.listening import ListeningServer
 from splitlearn_manager.managed_server import ManagedServer
@@ -37,6 +39,6 @@ def make_server(settings: ServeSettings, observer: Observer | None = None) -> Li
         dtype=spec.dtype,
         attn_implementation=spec.attn_implementation,
         revision=spec.revision,
-        config=settings.server,
+        config=replace(settings.server, **spec.said_of_training),
         observer=observer,
     )

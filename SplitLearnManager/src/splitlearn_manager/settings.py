@@ -29,11 +29,14 @@ from splitlearn_manager.config import ServerConfig
 from splitlearn_manager.errors import ConfigurationError
 from splitlearn_manager.lifecycle import LifecycleConfig, ModelSpec
 from splitlearn_manager.model_server import check_labels
+from splitlearn_manager.runtime.model_spec import TRAINING_KEYS
 from splitlearn_manager.spec_reading import KEYS as MODEL_KEYS
 from splitlearn_manager.spec_reading import read_spec
 
 PREFIX = "SPLITLEARN_"
-IN_PROCESS_KEYS = frozenset({"model", "revision", "split_points", "device", "dtype", "attn_implementation"})
+IN_PROCESS_KEYS = frozenset(
+    {"model", "revision", "split_points", "device", "dtype", "attn_implementation", *TRAINING_KEYS}
+)
 """What can be said of a model that runs in the server's own process."""
 LOG_LEVELS = ("debug", "info", "warning", "error")
 LOG_FORMATS = ("auto", *FORMATS)

@@ -10,17 +10,22 @@ from splitlearn_manager.lifecycle.budget import Budget, Footprint, Idle, amount
 GIB = 1 << 30
 
 
-def footprint(weights_bytes: int, kv_bytes: int = 0, activation_bytes: int = 0) -> Footprint:
-    return Footprint(weights_bytes=weights_bytes, kv_bytes=kv_bytes, activation_bytes=activation_bytes)
+def footprint(weights_bytes: int, kv_bytes: int = 0, activation_bytes: int = 0, training_bytes: int = 0) -> Footprint:
+    return Footprint(
+        weights_bytes=weights_bytes,
+        kv_bytes=kv_bytes,
+        activation_bytes=activation_bytes,
+        training_bytes=training_bytes,
+    )
 
 
 def idle(**last_used: float) -> list[Idle]:
     return [Idle(label=label, last_used=when) for label, when in last_used.items()]
 
 
-def test_weights_caches_and_activations_count() -> None:
+def test_weights_caches_activations_and_trainings_count() -> None:
     budget = Budget({"cpu": 100})
-    assert budget.admit("a", "cpu", footprint(50, 30, 20)) == ()
+    assert budget.admit("a", "cpu", footprint(50, 30, 15, 5)) == ()
     assert budget.booked_bytes("cpu") == 100
     with pytest.raises(BudgetExceededError):
         budget.admit("b", "cpu", footprint(0, 1))
@@ -34,11 +39,11 @@ def test_a_refusal_has_the_numbers_and_says_what_to_do() -> None:
     budget = Budget({"cpu": 4 * GIB})
     budget.admit("big version 1", "cpu", footprint(3 * GIB))
     with pytest.raises(BudgetExceededError) as caught:
-        budget.admit("new version 2", "cpu", footprint(GIB, GIB // 2, 100))
+        budget.admit("new version 2", "cpu", footprint(GIB, GIB // 2, 100, 7))
     assert str(caught.value) == (
-        "no room for new version 2: it needs 1.5 GiB (weights 1.0 GiB, caches 512.0 MiB, activations 100 bytes) on "
-        "cpu, where 1.0 GiB of 4.0 GiB are free beside big version 1 3.0 GiB; unload a model, set less aside for its "
-        "caches, or raise memory_bytes"
+        "no room for new version 2: it needs 1.5 GiB (weights 1.0 GiB, caches 512.0 MiB, activations 100 bytes, "
+        "trainings 7 bytes) on cpu, where 1.0 GiB of 4.0 GiB are free beside big version 1 3.0 GiB; unload a model, "
+        "set less aside for its caches or trainings, or raise memory_bytes"
     )
     assert caught.value.code.name == "RESOURCE_EXHAUSTED"
 

@@ -8,6 +8,7 @@ import torch
 from prometheus_client.parser import text_string_to_metric_families
 
 from splitlearn_comm import GRPCComputeClient
+from splitlearn_comm.training import ForwardPass, StartTraining
 from splitlearn_manager import ModelServer, ServerConfig
 from splitlearn_manager.lifecycle import ModelSpec
 from tests.support.models import save_gpt2
@@ -31,18 +32,25 @@ def page_of(server: ModelServer) -> dict[tuple[str, str], float]:
 @pytest.mark.slow
 def test_each_model_tells_its_own_from_its_process(tmp_path: Path) -> None:
     save_gpt2(tmp_path / "tiny")
-    specs = [ModelSpec(name=name, model=str(tmp_path / "tiny"), num_threads=1) for name in ("one", "two")]
+    sizes = {"training_bytes": 1 << 20}
+    specs = [ModelSpec(name=name, model=str(tmp_path / "tiny"), num_threads=1, **sizes) for name in ("one", "two")]
     with ModelServer(specs, port=0, config=ServerConfig(metrics_port=0)) as server:
         with GRPCComputeClient(server.address, model="two") as client, client.session() as session:
             for _ in range(3):
                 session.step(torch.ones(1, 2, 32))
             page = page_of(server)
+            with client.session() as training:
+                training.train(StartTraining())
+                training.train(ForwardPass(1, torch.ones(1, 2, 32)))
+                later = page_of(server)
         assert (page["tokens_total", "one"], page["tokens_total", "two"]) == (0, 6)
         assert (page["queue_seconds_count", "two"], page["forward_seconds_count", "two"]) == (3, 3)
         # Neither before a step was sent nor behind its answer, on the clock that both processes share.
         assert 0 < page["queue_seconds_sum", "two"] < page["step_seconds_sum", ""]
         assert page["kv_tokens", "two"] == 6
         assert page["kv_limit_bytes", "two"] == specs[1].kv_bytes
+        assert (later["trainings", "one"], later["trainings", "two"], later["training_passes", "two"]) == (0, 1, 1)
+        assert 0 < later["training_bytes", "two"] < later["training_limit_bytes", "two"] == 1 << 20
         assert page["model_state", "one"] == page["model_state", "two"] == 1
         assert 0 < page["model_load_seconds", "one"] < 120
         for process in ("serving", "one:1", "two:1"):

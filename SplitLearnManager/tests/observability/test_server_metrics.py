@@ -96,6 +96,8 @@ def test_what_the_models_did_is_on_the_page(server: GRPCComputeServer, metrics: 
     assert found["splitlearn_kv_tokens", ""].value == 7
     assert found["splitlearn_kv_bytes", ""].value > 0
     assert ("splitlearn_kv_limit_bytes", "") not in found
+    assert found["splitlearn_trainings", ""].value == found["splitlearn_training_bytes", ""].value == 0
+    assert ("splitlearn_training_limit_bytes", "") not in found
     assert found["splitlearn_model_load_seconds", ""].value == 1.5
     states = {s.labels["state"]: s.value for f in metrics.registry.collect() for s in f.samples if "state" in s.labels}
     assert [state for state, value in states.items() if value] == [State.READY.value]

@@ -16,14 +16,15 @@ from splitlearn_core.testing import random_hidden, tiny_trunk
 from splitlearn_manager.runtime.cache_book import CacheLimits
 from splitlearn_manager.runtime.engine_driver import ASKED_S
 from splitlearn_manager.runtime.engine_on_loop import EngineOnLoop
-from splitlearn_manager.runtime.figures import ROWS_EDGES, Distribution, EngineFigures, EngineReading
+from splitlearn_manager.runtime.figures import ROWS_EDGES, Distribution, EngineFigures, EngineReading, TrainingUse
 from splitlearn_manager.runtime.hosted_trunk import HostedTrunk
 
 torch.set_num_threads(1)
 
 
 def read(figures: EngineFigures) -> EngineReading:
-    return figures.reading(num_sessions=2, cached_tokens=5, kv_bytes=80, kv_limit_bytes=None)
+    trainings = TrainingUse(num_trainings=1, num_passes=2, num_bytes=700, limit_bytes=1000)
+    return figures.reading(num_sessions=2, cached_tokens=5, kv_bytes=80, kv_limit_bytes=None, trainings=trainings)
 
 
 def step(ticket: int, num_tokens: int, arrival_s: float) -> Step:

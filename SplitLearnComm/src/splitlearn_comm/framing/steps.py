@@ -145,10 +145,10 @@ class Inbox:
 
     Args:
         max_bytes: Largest tensor taken in chunks, or made of fewer bytes by a codec.
-        max_cache_bytes: Of a cache, uncoded, or of what a message of training has, all tensors together; None: as many.
+        max_state_bytes: Of a cache, uncoded, or of what a message of training has, all tensors together; None: as many.
     """
 
-    def __init__(self, max_bytes: int, max_cache_bytes: int | None = None) -> None:
+    def __init__(self, max_bytes: int, max_state_bytes: int | None = None) -> None:
         self.codecs: Collection[str] = ()
         """Names of the codecs that were agreed on for hidden states."""
         self.gradient_codecs: Collection[str] = ()
@@ -157,7 +157,7 @@ class Inbox:
         """Names of those for the session's state."""
         self._chunks = ChunkBuffer(max_bytes)
         self._max_bytes = max_bytes
-        self._max_cache_bytes = max_bytes if max_cache_bytes is None else max_cache_bytes
+        self._max_state_bytes = max_bytes if max_state_bytes is None else max_state_bytes
         self._requests = TensorTaker(_FORWARD_TENSOR, max_bytes)
         self._answers = TensorTaker(_RESPONSE_TENSOR, max_bytes)
         self._chunked_bytes = 0
@@ -239,7 +239,7 @@ class Inbox:
                 return self._training_of(message)
 
     def _training_of(self, message: pb.SessionRequest) -> TrainingAction:
-        action = training_action(message, self._tensor_of, self._max_cache_bytes)
+        action = training_action(message, self._tensor_of, self._max_state_bytes)
         if action is None:
             raise InvalidRequestError(
                 "a session message without an action: expected open, forward, reorder, crop, start_recording, "
@@ -256,7 +256,7 @@ class Inbox:
         }
         match message.WhichOneof("result"):
             case "training_state":
-                state = decode_training_state(message.training_state, self._max_cache_bytes)
+                state = decode_training_state(message.training_state, self._max_state_bytes)
                 return Answer(step_id, position, training_state=state, **common)
             case "tensor":
                 return Answer(step_id, position, self._tensor_of(message.tensor), **common)
@@ -279,7 +279,7 @@ class Inbox:
         return tensor_of(message, data, {*self.codecs, *self.gradient_codecs}, self._max_bytes)
 
     def _state_of(self, message: pb.SessionState) -> SessionState:
-        cache = decode_cache(message.cache, self.kv_codecs, max_bytes=self._max_cache_bytes)
+        cache = decode_cache(message.cache, self.kv_codecs, max_bytes=self._max_state_bytes)
         return SessionState(cache, message.batch if message.HasField("batch") else None)
 
 

@@ -72,6 +72,18 @@ def serve(
             help="Port of /metrics for Prometheus, on this machine; 0 picks a free one. Default: none.",
         ),
     ] = None,
+    max_trainings: Annotated[
+        int | None,
+        typer.Option(min=1, help="Clients that may train a model at once. Default: 8."),
+    ] = None,
+    allow_full_training: Annotated[
+        bool | None,
+        typer.Option(
+            "--allow-full-training/--adapters-only",
+            help="Whether clients may train all weights of a Trunk, each of a private copy. Default: adapters only.",
+            show_default=False,
+        ),
+    ] = None,
     log_level: Annotated[str | None, typer.Option(help="debug, info, warning or error. Default: info.")] = None,
     log_format: Annotated[
         str | None, typer.Option(help="json or text. Default: text on a terminal, JSON elsewhere.")
@@ -96,6 +108,7 @@ def serve(
         allow_insecure=allow_insecure,
     )
     server_table = door | given(operators=operator or None, metrics_port=metrics_port)
+    server_table |= given(max_trainings=max_trainings, allow_full_training=allow_full_training)
     flags = given(port=port, host=host, managed=managed, log_level=log_level, log_format=log_format)
     flags |= given(server=server_table or None)
     settings = settings_of(config, models or [], of_one, flags)

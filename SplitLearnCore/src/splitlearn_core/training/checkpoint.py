@@ -1,8 +1,8 @@
 """Stopping and going on: both halves of a training in one directory of the client, and the adapter as `peft` has it.
 
-A checkpoint is a directory with `client.safetensors` and `trunk.safetensors` (trained parameters, the optimizer's state
-of each), and `training.json`. It is written beside its place and moved there whole, so an interrupted write leaves the
-one before.
+A checkpoint is a directory with one file: trained parameters and the optimizer's state of both sides, and in its header
+how far the training is. One file takes the place of another in one step, so whoever is killed at any moment leaves the
+checkpoint before, or this one, and never neither.
 """
 
 from __future__ import annotations
@@ -10,19 +10,19 @@ from __future__ import annotations
 import json
 import os
 import shutil
-import tempfile
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import torch
-from safetensors import SafetensorError
-from safetensors.torch import load_file, save_file
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import save_file
 from torch import nn, optim
 
 from splitlearn_core.errors import CheckpointError, TrainingError
 from splitlearn_core.training.optimizers import said_of
+from splitlearn_core.training.port import TrunkTraining
 
 if TYPE_CHECKING:
     from splitlearn_core.training.run import TrainingRun
@@ -30,7 +30,11 @@ if TYPE_CHECKING:
 PARAMETER = "parameter "
 """What stands before a parameter's name; before it stands the optimizer's word for anything else, as `exp_avg `."""
 RANDOM_STATE = "random state"
-CLIENT, TRUNK, TRAINING = "client.safetensors", "trunk.safetensors", "training.json"
+TRAINING = "training.safetensors"
+CLIENT, TRUNK = "client: ", "trunk: "
+"""What the names of each side's tensors begin with."""
+TOLD = "training"
+"""Under which key of the file's header JSON says the rest."""
 
 
 def save_checkpoint(run: TrainingRun, directory: Path) -> None:
@@ -45,10 +49,10 @@ def save_checkpoint(run: TrainingRun, directory: Path) -> None:
     }
     client = {**client_state(run), RANDOM_STATE: torch.get_rng_state()}
     trunk = run.passes.training.read_state() if run.passes.is_trainable else {}
+    tensors = {CLIENT + name: tensor for name, tensor in client.items()}
+    tensors |= {TRUNK + name: tensor for name, tensor in trunk.items()}
     with replaced(directory) as place:
-        save_file(contiguous(client), place / CLIENT)
-        save_file(contiguous(trunk), place / TRUNK)
-        (place / TRAINING).write_text(json.dumps(told, indent=1))
+        save_file(contiguous(tensors), place / TRAINING, {TOLD: json.dumps(told)})
 
 
 def load_checkpoint(run: TrainingRun, directory: Path) -> None:
@@ -65,9 +69,8 @@ def load_checkpoint(run: TrainingRun, directory: Path) -> None:
     own = own_parameters(run)
     if {name for name in client if name.startswith(PARAMETER)} != {PARAMETER + name for name in own}:
         raise TrainingError(f"{directory} is of another training: other parameters of Bottom and Top train in it")
-    run.passes.restart(run.model.trunk.start_training(run.spec), told["update_id"], told["next_pass_id"])
-    if trunk:
-        run.passes.training.write_state(trunk, told["update_id"])
+    run.passes.close()  # first: a server may have room for one of the two only
+    run.passes.restart(training_with_state(run, trunk, told["update_id"]), told["update_id"], told["next_pass_id"])
     with torch.no_grad():
         for name, parameter in own.items():
             parameter.copy_(client[PARAMETER + name])
@@ -79,16 +82,37 @@ def load_checkpoint(run: TrainingRun, directory: Path) -> None:
     torch.set_rng_state(client[RANDOM_STATE])
 
 
-def read_checkpoint(directory: Path) -> tuple[dict[str, Any], dict[str, torch.Tensor], dict[str, torch.Tensor]]:
-    """Read the three files of a checkpoint; raises `CheckpointError`."""
+def training_with_state(run: TrainingRun, state: Mapping[str, torch.Tensor], update_id: int) -> TrunkTraining:
+    """Begin a training of the trunk anew and bring it to where a checkpoint left it.
+
+    Only then does the run get it: were it lost on the way, a loop would go on with a trunk that is at its beginning.
+    """
+    training = run.model.trunk.start_training(run.spec)
     try:
-        told = json.loads((directory / TRAINING).read_text())
-        return told, load_file(directory / CLIENT), load_file(directory / TRUNK)
+        if state:
+            training.write_state(state, update_id)
+    except BaseException:
+        training.close()
+        raise
+    return training
+
+
+def read_checkpoint(directory: Path) -> tuple[dict[str, Any], dict[str, torch.Tensor], dict[str, torch.Tensor]]:
+    """Return what a checkpoint tells, and the tensors of client and trunk; raises `CheckpointError`."""
+    try:
+        with safe_open(directory / TRAINING, "pt") as file:
+            told = json.loads(file.metadata()[TOLD])
+            tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 - it is no mapping
     except FileNotFoundError as error:
-        missing = Path(error.filename).name
-        raise CheckpointError(f"{directory} is no checkpoint of a training: it has no {missing}") from error
-    except (ValueError, SafetensorError) as error:
+        raise CheckpointError(f"{directory} is no checkpoint of a training: it has no {TRAINING}") from error
+    except (OSError, ValueError, LookupError, TypeError, SafetensorError) as error:
         raise CheckpointError(f"the checkpoint {directory} is damaged: {error}") from error
+    return told, of_side(tensors, CLIENT), of_side(tensors, TRUNK)
+
+
+def of_side(tensors: Mapping[str, torch.Tensor], side: str) -> dict[str, torch.Tensor]:
+    """Return the tensors whose names begin with a side, without that."""
+    return {name.removeprefix(side): tensor for name, tensor in tensors.items() if name.startswith(side)}
 
 
 def save_adapter(run: TrainingRun, directory: Path) -> None:
@@ -177,20 +201,53 @@ def contiguous(tensors: Mapping[str, torch.Tensor]) -> dict[str, torch.Tensor]:
 
 @contextmanager
 def replaced(directory: Path) -> Iterator[Path]:
-    """Give a new directory that takes the place of another when the block has ended without an error."""
-    directory.parent.mkdir(parents=True, exist_ok=True)
-    place = Path(tempfile.mkdtemp(prefix=f".{directory.name}-", dir=directory.parent))
+    """Give a new directory whose files take the place of those in another when the block has ended without an error.
+
+    Raises:
+        CheckpointError: they could not be written; what was there is there still.
+    """
+    # Of a fixed name, so that the next save clears away what a process left that was killed.
+    place = directory.with_name(f".{directory.name}.writing")
     try:
+        directory.parent.mkdir(parents=True, exist_ok=True)
+        shutil.rmtree(place, ignore_errors=True)
+        place.mkdir()
         yield place
-        for written in place.iterdir():
-            with written.open("rb") as file:
-                os.fsync(file.fileno())
-        old = place.with_name(f"{place.name}-old")
-        if directory.exists():
-            directory.rename(old)
-        place.rename(directory)
-        shutil.rmtree(old, ignore_errors=True)
-    except OSError as error:
+        for written in (*place.iterdir(), place):
+            sync(written)
+        put(place, directory)
+        sync(directory)
+        sync(directory.parent)
+    except (OSError, SafetensorError) as error:
         raise CheckpointError(f"{directory} could not be written ({error}); what was there is there still") from error
     finally:
         shutil.rmtree(place, ignore_errors=True)
+
+
+def put(place: Path, directory: Path) -> None:
+    """Move files to where they belong. Killed meanwhile, it leaves those before, these, or too few to be read."""
+    if not directory.exists():
+        place.rename(directory)
+        return
+    files = sorted(place.iterdir())
+    if len(files) > 1:
+        files = [file for file in files if not is_there(file, directory / file.name)]
+    # One file replaces another in one step. Of two, one of before and one of now would be an adapter that never was.
+    for file in files[1:]:
+        (directory / file.name).unlink(missing_ok=True)
+    for file in files:
+        file.replace(directory / file.name)
+
+
+def is_there(file: Path, place: Path) -> bool:
+    """Whether a place has a file of the same contents."""
+    return place.exists() and file.read_bytes() == place.read_bytes()
+
+
+def sync(path: Path) -> None:
+    """Have a file's contents, or a directory's names, on the disk, and not only in the system's memory."""
+    descriptor = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)

@@ -5,6 +5,7 @@ Tensor shapes: B rows, T tokens, H hidden size; N trainable parameters.
 
 import copy
 import functools
+import time
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any, NamedTuple
 
@@ -12,9 +13,10 @@ import torch
 from torch import nn
 from torch.utils.checkpoint import checkpoint
 
-from splitlearn_core.errors import PassExpiredError, StaleGradientError, TrainingError
+from splitlearn_core.errors import PassExpiredError, StaleGradientError, TrainingError, TrainingLostError
 from splitlearn_core.parts.trunk import Trunk
 from splitlearn_core.split.layers import find_layers
+from splitlearn_core.training.memory import SavedForBackward, TrainingMemory, bytes_of, state_bytes, weight_bytes
 from splitlearn_core.training.optimizers import check_options, optimizer_class
 from splitlearn_core.training.port import BackwardResult, TrunkTraining, TrunkTrainingSpec
 from splitlearn_core.training.precision import autocast_as
@@ -33,6 +35,10 @@ class Pass(NamedTuple):
     """The end of the graph."""
     version: int
     """Updates that the weights had seen."""
+    since_s: float
+    """When it was, on `time.monotonic`."""
+    num_bytes: int
+    """What is kept of it."""
 
 
 class TrunkTrainer(TrunkTraining):
@@ -41,14 +47,32 @@ class TrunkTrainer(TrunkTraining):
     Args:
         trunk: whose layers run; not changed. Its weights are shared unless all of them train.
         spec: what trains and how.
+        memory: where to book what this keeps; None not to bound it.
 
     Raises:
         AdapterError: the adapter changes what the trunk does not hold.
         TrainingError: an optimizer or a parameter that does not exist.
+        TrainingMemoryError: there is no room for it.
     """
 
-    def __init__(self, trunk: Trunk, spec: TrunkTrainingSpec) -> None:
+    def __init__(self, trunk: Trunk, spec: TrunkTrainingSpec, memory: TrainingMemory | None = None) -> None:
         self._spec = spec
+        self._memory = memory or TrainingMemory()
+        self._state_bytes = state_bytes(trunk, spec)
+        self._lasting_bytes = weight_bytes(trunk, spec) + self._state_bytes
+        # Before anything of it is there.
+        self._memory.take(
+            self._lasting_bytes,
+            "a training of all weights" if spec.full else "a training of an adapter",
+            "train an adapter, or one of a lower rank or of fewer modules, or come back when others have ended",
+        )
+        try:
+            self._build(trunk, spec)
+        except BaseException:
+            self._memory.give_back(self._lasting_bytes)
+            raise
+
+    def _build(self, trunk: Trunk, spec: TrunkTrainingSpec) -> None:
         self.trunk = own_copy(trunk) if spec.full else sharing_copy(trunk)
         self.trainable = self._make_trainable()
         self._seeding = Seeding()
@@ -59,6 +83,7 @@ class TrunkTrainer(TrunkTraining):
         self._newest_pass = 0
         self._optimizer = self._make_optimizer() if self.trainable else None
         self.update_id = 0
+        self._is_closed = False
 
     def _make_trainable(self) -> dict[str, nn.Parameter]:
         if self._spec.full:
@@ -93,20 +118,49 @@ class TrunkTrainer(TrunkTraining):
         autocast: torch.dtype | None = None,
     ) -> torch.Tensor:
         """Run the layers in train mode and keep what the backward needs."""
+        if self._is_closed:
+            raise TrainingLostError("this training of the trunk was closed: run.resume(tag) goes on from a checkpoint")
         device = self.trunk.device
         entered_BTH = hidden_BTH.detach().to(device).requires_grad_()
         mask, positions = (t if t is None else t.to(device) for t in (attention_mask, position_ids))
         with torch.set_grad_enabled(has_backward), autocast_as(autocast, device):
-            left_BTH = self._run(dropout, entered_BTH, mask, positions)
-        if has_backward:
-            self._keep(pass_id, Pass(entered_BTH, left_BTH, self.update_id))
+            if not has_backward:
+                return self._run(dropout, entered_BTH, mask, positions).to(hidden_BTH.device)
+            with SavedForBackward(self._memory, self.trunk) as saved:
+                left_BTH = self._run(dropout, entered_BTH, mask, positions)
+                for tensor in (entered_BTH, left_BTH, mask, positions):
+                    if tensor is not None:
+                        saved.hold(tensor)
+                if self._spec.recompute:  # what enters each layer but the first, which no graph shows
+                    saved.expect((len(self.trunk.cut.kept) - 1) * entered_BTH.nbytes)
+        self._keep(pass_id, Pass(entered_BTH, left_BTH, self.update_id, time.monotonic(), saved.num_bytes))
         return left_BTH.detach().to(hidden_BTH.device)
 
     def _keep(self, pass_id: int, kept: Pass) -> None:
+        self._forget(pass_id)
         self._passes[pass_id] = kept
         self._newest_pass = max(self._newest_pass, pass_id)
         while len(self._passes) > MAX_PASSES:
-            del self._passes[next(iter(self._passes))]
+            self._forget(next(iter(self._passes)))
+
+    @property
+    def num_passes(self) -> int:
+        """Forwards whose backward is waited for."""
+        return sum(kept.version == self.update_id for kept in list(self._passes.values()))
+
+    def forget_passes(self, before_s: float) -> None:
+        """Forget those that were before a moment on `time.monotonic`; their forwards have to run again."""
+        for pass_id in [pass_id for pass_id, kept in self._passes.items() if kept.since_s < before_s]:
+            self._forget(pass_id)
+
+    def _forget(self, pass_id: int) -> None:
+        kept = self._passes.pop(pass_id, None)
+        if kept is not None:
+            self._memory.give_back(kept.num_bytes)
+
+    def _forget_all(self) -> None:
+        for pass_id in list(self._passes):
+            self._forget(pass_id)
 
     def _run(self, dropout: DropoutSeed, *inputs: torch.Tensor | None) -> torch.Tensor:
         self.trunk.train()
@@ -140,13 +194,17 @@ class TrunkTrainer(TrunkTraining):
                 f"the forward of pass {pass_id} ran after update {kept.version}, and now update {self.update_id} is "
                 "done: its gradient is of other weights; run the forward again"
             )
-        left_BTH = kept.left_BTH
-        check_gradient(gradient_BTH, left_BTH)
-        del self._passes[pass_id]
+        check_gradient(gradient_BTH, kept.left_BTH)
         self._prepare(accumulate, scale)
+        try:
+            return self._through(kept, gradient_BTH, wants_input_gradient)
+        finally:
+            self._forget(pass_id)
+
+    def _through(self, kept: Pass, gradient_BTH: torch.Tensor, wants_input_gradient: bool) -> BackwardResult:
         wanted = [*self.trainable.values(), *([kept.entered_BTH] if wants_input_gradient else [])]
         if wanted:
-            torch.autograd.backward(left_BTH, gradient_BTH.to(left_BTH.device), inputs=wanted)
+            torch.autograd.backward(kept.left_BTH, gradient_BTH.to(kept.left_BTH.device), inputs=wanted)
         entered = kept.entered_BTH.grad
         return BackwardResult(None if entered is None else entered.to(gradient_BTH.device), self._norms())
 
@@ -179,6 +237,11 @@ class TrunkTrainer(TrunkTraining):
             group.update(known)
         self._optimizer.step()
         self.update_id = update_id
+        # Their gradients would be of other weights: of them only that is kept.
+        for pass_id, kept in list(self._passes.items()):
+            self._forget(pass_id)
+            nothing = torch.empty(0)
+            self._passes[pass_id] = kept._replace(entered_BTH=nothing, left_BTH=nothing, num_bytes=0)
 
     def read_state(self) -> dict[str, torch.Tensor]:
         """Return copies of the trained parameters and of the optimizer's state, by name, on the CPU."""
@@ -197,6 +260,7 @@ class TrunkTrainer(TrunkTraining):
         if came != expected:
             differing = ", ".join(sorted(expected ^ came)[:4])
             raise TrainingError(f"the state is of other parameters than those that train: {differing}")
+        self._make_room_for_state(bytes_of(tensor for name, tensor in state.items() if name not in expected))
         with torch.no_grad():
             for name, parameter in self.trainable.items():
                 parameter.copy_(state[f"parameter {name}"])
@@ -208,8 +272,15 @@ class TrunkTrainer(TrunkTraining):
                     # Numbers of steps stay on the CPU, where torch has them.
                     device = self.trainable[name].device if tensor.dim() else "cpu"
                     self._optimizer.state[self.trainable[name]][key] = tensor.to(device, copy=True)
-        self._passes.clear()
+        self._forget_all()
         self.update_id = update_id
+
+    def _make_room_for_state(self, num_bytes: int) -> None:
+        """Book what an optimizer's state takes that came from elsewhere, should it be more than was foreseen."""
+        more = max(0, num_bytes - self._state_bytes)
+        self._memory.take(more, "the optimizer's state that came", "come back when others have ended")
+        self._state_bytes += more
+        self._lasting_bytes += more
 
     @property
     def adapter_bytes(self) -> int:
@@ -230,7 +301,10 @@ class TrunkTrainer(TrunkTraining):
 
     def close(self) -> None:
         """Free everything."""
-        self._passes.clear()
+        self._is_closed = True
+        self._forget_all()
+        self._memory.give_back(self._lasting_bytes)
+        self._lasting_bytes = 0
         self.trainable = {}
         self._optimizer = None
 

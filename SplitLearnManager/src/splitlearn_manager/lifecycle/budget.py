@@ -15,16 +15,18 @@ class Footprint:
     """Set aside for the caches of its sessions."""
     activation_bytes: int
     """Set aside for what one forward makes in passing."""
+    training_bytes: int = 0
+    """Set aside for what clients that train keep."""
 
     @property
     def total_bytes(self) -> int:
         """All of it."""
-        return self.weights_bytes + self.kv_bytes + self.activation_bytes
+        return self.weights_bytes + self.kv_bytes + self.activation_bytes + self.training_bytes
 
     def __str__(self) -> str:
         return (
             f"{amount(self.total_bytes)} (weights {amount(self.weights_bytes)}, caches {amount(self.kv_bytes)}, "
-            f"activations {amount(self.activation_bytes)})"
+            f"activations {amount(self.activation_bytes)}, trainings {amount(self.training_bytes)})"
         )
 
 
@@ -136,7 +138,7 @@ class Budget:
         return (
             f"no room for {label}: it needs {footprint} on {device}, where {amount(max(free, 0))} of "
             f"{self._shown_limit(device)} are free{f' beside {taken}' if taken else ''}{also}; unload a model, set "
-            f"less aside for its caches, or raise memory_bytes"
+            f"less aside for its caches or trainings, or raise memory_bytes"
         )
 
 

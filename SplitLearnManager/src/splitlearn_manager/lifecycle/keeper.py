@@ -197,7 +197,10 @@ class Keeper:
         """Book a model, and unload what has to make room for it."""
         spec = entry.spec
         footprint = Footprint(
-            weights_bytes=size.weights_bytes, kv_bytes=spec.kv_bytes, activation_bytes=spec.activation_bytes
+            weights_bytes=size.weights_bytes,
+            kv_bytes=spec.kv_bytes,
+            activation_bytes=spec.activation_bytes,
+            training_bytes=spec.training_bytes,
         )
         idle = {other.label: other for other in self._models if self._may_make_room(other, entry)}
         ages = [Idle(label=label, last_used=other.last_used) for label, other in idle.items()]

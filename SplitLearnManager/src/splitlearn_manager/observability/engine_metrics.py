@@ -56,6 +56,10 @@ class EngineMetrics(Collector):
         cached = _gauge("kv_tokens", "Tokens in the caches of all sessions, rows times length.")
         used = _gauge("kv_bytes", "What the tokens in the caches of all sessions take.")
         limit = _gauge("kv_limit_bytes", "What they may take; without a sample where there is no limit.")
+        trainings = _gauge("trainings", "Clients that train.")
+        passes = _gauge("training_passes", "Forwards of clients that train whose backward is waited for.")
+        kept = _gauge("training_bytes", "What is kept for clients that train.")
+        most = _gauge("training_limit_bytes", "What may be kept for them; without a sample where there is no limit.")
         for key, reading in readings.items():
             labels = list(key)
             add_histogram(queue, labels, reading.queue_s)
@@ -67,7 +71,12 @@ class EngineMetrics(Collector):
             used.add_metric(labels, reading.kv_bytes)
             if reading.kv_limit_bytes is not None:
                 limit.add_metric(labels, reading.kv_limit_bytes)
-        yield from (queue, forward, rows, tokens, sessions, cached, used, limit)
+            trainings.add_metric(labels, reading.trainings.num_trainings)
+            passes.add_metric(labels, reading.trainings.num_passes)
+            kept.add_metric(labels, reading.trainings.num_bytes)
+            if reading.trainings.limit_bytes is not None:
+                most.add_metric(labels, reading.trainings.limit_bytes)
+        yield from (queue, forward, rows, tokens, sessions, cached, used, limit, trainings, passes, kept, most)
 
 
 def _histogram(name: str, meaning: str) -> HistogramMetricFamily:

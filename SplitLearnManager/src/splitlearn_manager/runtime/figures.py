@@ -64,6 +64,20 @@ class Counted:
 
 
 @dataclass(frozen=True, kw_only=True)
+class TrainingUse:
+    """What trainings take at one moment."""
+
+    num_trainings: int = 0
+    """Clients that train."""
+    num_passes: int = 0
+    """Forwards whose backward is waited for."""
+    num_bytes: int = 0
+    """What is kept for all of them."""
+    limit_bytes: int | None = None
+    """What may be kept; None for no limit."""
+
+
+@dataclass(frozen=True, kw_only=True)
 class EngineReading:
     """What one model did up to now, and what it holds."""
 
@@ -83,6 +97,8 @@ class EngineReading:
     """What these take."""
     kv_limit_bytes: int | None = None
     """What they may take; None for no limit."""
+    trainings: TrainingUse = TrainingUse()
+    """What those who train take."""
 
     def to_json(self) -> str:
         """Return it as text."""
@@ -95,7 +111,7 @@ class EngineReading:
         for name in ("queue_s", "forward_s", "rows"):
             counted = values[name]
             values[name] = Counted(edges=tuple(counted["edges"]), counts=tuple(counted["counts"]), sum=counted["sum"])
-        return cls(**values)
+        return cls(**values | {"trainings": TrainingUse(**values["trainings"])})
 
 
 @dataclass(slots=True)
@@ -122,7 +138,13 @@ class EngineFigures:
                 self.queue_s.add(began_s - chunk.step.arrival_s)
 
     def reading(
-        self, *, num_sessions: int, cached_tokens: int, kv_bytes: int, kv_limit_bytes: int | None
+        self,
+        *,
+        num_sessions: int,
+        cached_tokens: int,
+        kv_bytes: int,
+        kv_limit_bytes: int | None,
+        trainings: TrainingUse,
     ) -> EngineReading:
         """Return what was counted up to now, beside what is held."""
         return EngineReading(
@@ -134,4 +156,5 @@ class EngineFigures:
             cached_tokens=cached_tokens,
             kv_bytes=kv_bytes,
             kv_limit_bytes=kv_limit_bytes,
+            trainings=trainings,
         )

@@ -99,6 +99,7 @@ class HostedTrunk(MeasuredHost):
             cached_tokens=self._book.num_tokens,
             kv_bytes=self._book.num_bytes,
             kv_limit_bytes=self._cache_limits.max_bytes,
+            trainings=self._desk.use(),
         )
 
     async def cache_use(self) -> CacheUse:

@@ -22,6 +22,7 @@ from splitlearn_manager.runtime.engine_on_loop import EngineOnLoop
 from splitlearn_manager.runtime.hosted_trunk import HostedTrunk
 from splitlearn_manager.runtime.load_reporter import WARMING, LoadReporter, ModelSize
 from splitlearn_manager.runtime.model_spec import ModelSpec
+from splitlearn_manager.runtime.training_desk import TrainingLimits
 
 
 def load_hosted_trunk(spec: ModelSpec, reporter: LoadReporter) -> HostedTrunk:
@@ -51,8 +52,24 @@ def load_hosted_trunk(spec: ModelSpec, reporter: LoadReporter) -> HostedTrunk:
     log_choices(spec.model if source.commit is None else f"{spec.model} at commit {source.commit}", trunk)
     reporter.progress(WARMING)
     warm_up(trunk)
-    limits = CacheLimits(max_bytes=spec.kv_bytes or None)
-    return HostedTrunk(trunk, name=spec.name, cache_limits=limits, drives=lambda engine, _: EngineOnLoop(engine))
+    return HostedTrunk(
+        trunk,
+        name=spec.name,
+        cache_limits=CacheLimits(max_bytes=spec.kv_bytes or None),
+        drives=lambda engine, _: EngineOnLoop(engine),
+        training_limits=training_limits(spec),
+    )
+
+
+def training_limits(spec: ModelSpec) -> TrainingLimits:
+    """Return what clients may train of a model."""
+    usual = TrainingLimits()
+    return TrainingLimits(
+        max_trainings=usual.max_trainings if spec.max_trainings is None else spec.max_trainings,
+        allow_full=usual.allow_full if spec.allow_full_training is None else spec.allow_full_training,
+        max_bytes=spec.training_bytes or None,
+        pass_timeout_s=usual.pass_timeout_s if spec.pass_timeout_s is None else spec.pass_timeout_s,
+    )
 
 
 def with_index(device: torch.device) -> str:

@@ -7,6 +7,8 @@ from typing import Any, Self
 
 import torch
 
+TRAINING_KEYS = ("max_trainings", "allow_full_training", "pass_timeout_s")
+"""What a model that says nothing of it takes from the configuration of its server, which has fields of these names."""
 _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,127}")
 MIB = 1024 * 1024
 
@@ -43,6 +45,17 @@ class ModelSpec:
     0 sets none aside, and refuses none."""
     activation_bytes: int = 64 * MIB
     """Memory set aside for what one forward makes in passing, in bytes; counts against the budget."""
+    training_bytes: int = 0
+    """Memory set aside for what clients that train it keep there, in bytes; counts against the budget, and more is
+    refused them. 0 sets none aside, and refuses none."""
+    max_trainings: int | None = None
+    """Clients that train it at once; None for what the server's configuration says."""
+    allow_full_training: bool | None = None
+    """Whether clients may train all its weights, each of a private copy; None for what the server's configuration
+    says."""
+    pass_timeout_s: float | None = None
+    """A training forward whose backward has not come for so long, in seconds, is forgotten; None for what the server's
+    configuration says."""
 
     def __post_init__(self) -> None:
         if not isinstance(self.name, str) or not _NAME.fullmatch(self.name):
@@ -50,10 +63,15 @@ class ModelSpec:
                 f"a model's name has 1 to 128 letters, digits, dots, dashes and underscores and begins with a letter "
                 f"or digit; got {self.name!r}"
             )
-        for key, least in (("version", 1), ("kv_bytes", 0), ("activation_bytes", 0)):
+        for key, least in (("version", 1), ("kv_bytes", 0), ("activation_bytes", 0), ("training_bytes", 0)):
             _check_count(key, getattr(self, key), least)
-        if self.num_threads is not None:
-            _check_count("num_threads", self.num_threads, 1)
+        for key, least in (("num_threads", 1), ("max_trainings", 1)):
+            if getattr(self, key) is not None:
+                _check_count(key, getattr(self, key), least)
+        if self.pass_timeout_s is not None:
+            _check_seconds("pass_timeout_s", self.pass_timeout_s)
+        if self.allow_full_training is not None and not isinstance(self.allow_full_training, bool):
+            raise ValueError(f"allow_full_training must be true, false or None; got {self.allow_full_training!r}")
         if self.dtype is not None and not isinstance(self.dtype, torch.dtype):
             raise ValueError(f"dtype must be a torch.dtype or None; got {self.dtype!r}")
 
@@ -61,6 +79,11 @@ class ModelSpec:
     def label(self) -> str:
         """Name and version, for people."""
         return f"{self.name} version {self.version}"
+
+    @property
+    def said_of_training(self) -> dict[str, Any]:
+        """What it says itself of `TRAINING_KEYS`."""
+        return {key: value for key in TRAINING_KEYS if (value := getattr(self, key)) is not None}
 
     def to_json(self) -> str:
         """Return the spec as text."""
@@ -88,3 +111,8 @@ class ModelSpec:
 def _check_count(key: str, value: object, least: int) -> None:
     if isinstance(value, bool) or not isinstance(value, int) or value < least:
         raise ValueError(f"{key} must be a whole number of at least {least}; got {value!r}")
+
+
+def _check_seconds(key: str, value: object) -> None:
+    if isinstance(value, bool) or not isinstance(value, int | float) or not value > 0:
+        raise ValueError(f"{key} must be a number greater than zero; got {value!r}")

@@ -3,6 +3,7 @@
 Tensor shapes: B rows, T tokens, H hidden size.
 """
 
+import time
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import TypeVar, assert_never
@@ -32,11 +33,13 @@ from splitlearn_comm.training import (
 )
 from splitlearn_comm.worker import WorkerThread
 from splitlearn_core import TrainingError, Trunk, errors
+from splitlearn_core.training.memory import TrainingMemory, bytes_of
 from splitlearn_core.training.port import ParameterGroup, TrunkTrainingSpec
 from splitlearn_core.training.seeding import DropoutSeed
 from splitlearn_core.training.trunk_trainer import TrunkTrainer
 from splitlearn_manager.runtime.adapted_trunks import AdaptedTrunks
 from splitlearn_manager.runtime.adapter_shelf import AdapterLimits
+from splitlearn_manager.runtime.figures import TrainingUse
 
 T = TypeVar("T")
 PART_BYTES = 32 << 20
@@ -44,6 +47,7 @@ PART_BYTES = 32 << 20
 ERRORS: dict[type[TrainingError], type[CommError]] = {
     errors.PassExpiredError: PassExpiredError,
     errors.StaleGradientError: StaleGradientError,
+    errors.TrainingMemoryError: ResourceExhaustedError,
     TrainingError: InvalidRequestError,
 }
 """What this process calls an error, and the wire."""
@@ -59,6 +63,12 @@ class TrainingLimits:
     """Whether they may train all weights, each of a copy of the trunk."""
     adapters: AdapterLimits = field(default_factory=AdapterLimits)
     """What of it they may publish."""
+    max_bytes: int | None = None
+    """What all of them may keep together: weights of their own, gradients, the optimizers' state, and of forwards what
+    their backwards need. None for no limit."""
+    pass_timeout_s: float = 300.0
+    """A forward whose backward has not come for so long is forgotten, with the next step of anybody; its client runs it
+    again where the backward comes after all."""
 
 
 class TrainingDesk:
@@ -68,11 +78,16 @@ class TrainingDesk:
         trunk: whose layers train; not changed.
         name: the thread's.
         limits: how many may train, and what.
+        clock: tells how old a forward is; that of `time.monotonic`, or ahead of it.
     """
 
-    def __init__(self, trunk: Trunk, name: str, limits: TrainingLimits) -> None:
+    def __init__(
+        self, trunk: Trunk, name: str, limits: TrainingLimits, clock: Callable[[], float] = time.monotonic
+    ) -> None:
         self._trunk = trunk
         self._limits = limits
+        self._clock = clock
+        self._memory = TrainingMemory(limits.max_bytes)
         self._worker = WorkerThread(name)
         self.adapted = AdaptedTrunks(self._worker, limits.adapters)
         """What clients compute with of what they train."""
@@ -96,7 +111,7 @@ class TrainingDesk:
             InvalidRequestError: it cannot be done so.
             PassExpiredError: the pass is not kept any more.
             StaleGradientError: the weights have changed since the forward.
-            ResourceExhaustedError: too many train already.
+            ResourceExhaustedError: too many train already, or keep too much.
             UnsupportedOperationError: all weights may not be trained here.
         """
         if isinstance(action, StartTraining):
@@ -113,16 +128,29 @@ class TrainingDesk:
             return None
         return await self._run(lambda: self._step(session_id, trainer, action))
 
+    def use(self) -> TrainingUse:
+        """Return what trainings take now."""
+        trainers = list(self._trainers.values())
+        return TrainingUse(
+            num_trainings=len(trainers),
+            num_passes=sum(trainer.num_passes for trainer in trainers),
+            num_bytes=self._memory.num_bytes,
+            limit_bytes=self._memory.limit_bytes,
+        )
+
     async def close(self, session_id: str) -> None:
         """Free what a session trained, if it did."""
         self._starting.discard(session_id)
-        self._written.pop(session_id, None)
         trainer = self._trainers.pop(session_id, None)
         named = self._names.pop(session_id, None)
         if named is not None:
             self.adapted.take_away(*named)
         if trainer is not None:
-            await self._worker.run(trainer.close)
+            await self._worker.run(lambda: self._end(session_id, trainer))
+
+    def _end(self, session_id: str, trainer: TrunkTrainer) -> None:
+        trainer.close()
+        self._memory.give_back(bytes_of(self._written.pop(session_id, {}).values()))
 
     async def shutdown(self) -> None:
         """Free all, and end the thread."""
@@ -136,15 +164,31 @@ class TrainingDesk:
         self.adapted.check_free(client, start.name)
         self._starting.add(session_id)
         try:
-            trainer = await self._run(lambda: TrunkTrainer(self._trunk, spec_of(start)))
-            if session_id in self._starting:  # else it was closed meanwhile, and what was made has no owner
-                if start.name:
-                    self.adapted.check_free(client, start.name)  # another may have begun with it at the same time
-                    self.adapted.put(client, start.name, trainer.trunk)
-                    self._names[session_id] = client, start.name
-                self._trainers[session_id] = trainer
+            trainer = await self._run(lambda: self._made(start))
+            try:
+                self._take_in(session_id, trainer, start.name, client)
+            finally:
+                if session_id not in self._trainers:  # closed meanwhile, or its name is taken: it has no owner
+                    await self._worker.run(trainer.close)
         finally:
             self._starting.discard(session_id)
+
+    def _take_in(self, session_id: str, trainer: TrunkTrainer, name: str, client: str) -> None:
+        if session_id not in self._starting:
+            return
+        if name:
+            self.adapted.check_free(client, name)  # another may have begun with it at the same time
+            self.adapted.put(client, name, trainer.trunk)
+            self._names[session_id] = client, name
+        self._trainers[session_id] = trainer
+
+    def _made(self, start: StartTraining) -> TrunkTrainer:
+        self._forget_old()
+        return TrunkTrainer(self._trunk, spec_of(start), self._memory)
+
+    def _forget_old(self) -> None:
+        for trainer in list(self._trainers.values()):
+            trainer.forget_passes(before_s=self._clock() - self._limits.pass_timeout_s)
 
     def _check_start(self, session_id: str, start: StartTraining) -> None:
         if session_id in self._trainers or session_id in self._starting:
@@ -152,11 +196,14 @@ class TrainingDesk:
         if start.full and not self._limits.allow_full:
             raise UnsupportedOperationError(
                 "this server trains no trunk whole: train an adapter (lora=LoraConfig(...)), leave the trunk out of "
-                "train=, or start the server with allow_full_training"
+                "train=, or start the server, or load the model, with allow_full_training"
             )
         num_trainings = len(self._trainers) + len(self._starting)
         if num_trainings >= self._limits.max_trainings:
-            raise ResourceExhaustedError(f"{num_trainings} clients train here, and no more may at a time")
+            raise ResourceExhaustedError(
+                f"{num_trainings} clients train here, and no more may at a time: come back when one has ended (who "
+                "is gone is forgotten after detached_session_timeout_s), or give the server more max_trainings"
+            )
 
     async def _publish(self, trainer: TrunkTrainer, client: str, name: str) -> None:
         num_bytes = await self._run(lambda: trainer.adapter_bytes)
@@ -171,6 +218,7 @@ class TrainingDesk:
             raise kind(str(error)) from error
 
     def _step(self, session_id: str, trainer: TrunkTrainer, action: TrainingAction) -> torch.Tensor | Trained | None:
+        self._forget_old()
         match action:
             case ForwardPass():
                 return trainer.forward(
@@ -205,10 +253,14 @@ class TrainingDesk:
                 assert_never(action)
 
     def _write(self, session_id: str, trainer: TrunkTrainer, state: TrainingState) -> None:
-        so_far = self._written.setdefault(session_id, {})
-        so_far.update(state.tensors)
+        so_far = self._written.get(session_id, {})
+        came = {name: tensor for name, tensor in state.tensors.items() if name not in so_far}
+        self._memory.take(bytes_of(came.values()), "the state of a training", "come back when others have ended")
+        so_far = self._written[session_id] = so_far | came
         if len(so_far) >= state.num_tensors:
-            trainer.write_state(self._written.pop(session_id), state.update_id)
+            del self._written[session_id]
+            self._memory.give_back(bytes_of(so_far.values()))
+            trainer.write_state(so_far, state.update_id)
 
 
 def spec_of(start: StartTraining) -> TrunkTrainingSpec:

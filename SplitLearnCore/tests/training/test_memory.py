@@ -1,0 +1,206 @@
+"""What a training keeps is counted as it is, bounded, and given back.
+
+Tensor shapes: B rows, T tokens, H hidden size.
+"""
+
+from typing import Any
+
+import pytest
+import torch
+from peft import LoraConfig
+
+from splitlearn_core.errors import PassExpiredError, StaleGradientError, TrainingError, TrainingMemoryError
+from splitlearn_core.training.memory import TrainingMemory, state_bytes
+from splitlearn_core.training.port import ParameterGroup, TrunkTrainingSpec
+from splitlearn_core.training.seeding import DropoutSeed
+from splitlearn_core.training.trunk_trainer import TrunkTrainer
+from tests.support.families import Split, tiny_split
+
+SEED = DropoutSeed(0, 0)
+
+
+def hidden(split: Split, num_rows: int, num_tokens: int) -> torch.Tensor:
+    generator = torch.Generator().manual_seed(0)
+    return torch.randn(num_rows, num_tokens, split.trunk.hidden_size, generator=generator)
+
+
+def spec_of(split: Split, **options: Any) -> TrunkTrainingSpec:
+    """What the trunk of a client that trains so is told."""
+    run = split.client.start_training(**{"lora": LoraConfig(r=4, target_modules="all-linear"), "lr": 1e-2, **options})
+    spec = run.spec
+    run.close()
+    return spec
+
+
+def graph_bytes(left_BTH: torch.Tensor, trainer: TrunkTrainer) -> int:
+    """What the nodes of a graph say that they have saved, each storage once, without the trunk's parameters."""
+    models = {p.untyped_storage().data_ptr() for p in (*trainer.trunk.parameters(), *trainer.trunk.buffers())}
+    found = {left_BTH.untyped_storage().data_ptr(): left_BTH.untyped_storage().nbytes()}
+    nodes, seen = [left_BTH.grad_fn], set()
+    while nodes:
+        node = nodes.pop()
+        if node is None or node in seen:
+            continue
+        seen.add(node)
+        nodes += [following for following, _ in node.next_functions]
+        saved = [getattr(node, name) for name in dir(node) if name.startswith("_saved_")]
+        saved += list(getattr(node, "saved_tensors", ()))
+        for tensor in [t for one in saved for t in (one if isinstance(one, (tuple, list)) else [one])]:
+            # The numbers by which something was multiplied are no tensors of anybody's.
+            if isinstance(tensor, torch.Tensor) and (tensor.dim() or tensor.dtype is not torch.float64):
+                found[tensor.untyped_storage().data_ptr()] = tensor.untyped_storage().nbytes()
+    return sum(num_bytes for place, num_bytes in found.items() if place not in models)
+
+
+@pytest.mark.parametrize("family", ["gpt2", "llama", "qwen3"])
+@pytest.mark.parametrize("lora", [True, False], ids=["adapter", "all weights"])
+def test_what_a_forward_keeps_is_what_its_graph_has_saved(family: str, lora: bool) -> None:
+    split, memory = tiny_split(family), TrainingMemory()
+    trainer = TrunkTrainer(split.trunk, spec_of(split, **({} if lora else {"lora": None})), memory)
+    lasting_bytes = memory.num_bytes
+    hidden_BTH = hidden(split, 2, 7)
+    left_BTH = trainer.forward(1, hidden_BTH, dropout=SEED)
+    kept = trainer._passes[1].left_BTH
+    assert kept is not None
+    counted, saved = memory.num_bytes - lasting_bytes, graph_bytes(kept, trainer)
+    # Whatever belongs to no output, such as positions that nobody needs a gradient of, was saved and is gone again.
+    assert 10 * hidden_BTH.nbytes < saved <= counted < 1.01 * saved
+    trainer.forward(2, hidden_BTH, dropout=SEED, has_backward=False)
+    assert trainer.num_passes == 1
+    trainer.backward(1, torch.ones_like(left_BTH))
+    assert memory.num_bytes == lasting_bytes
+
+
+@pytest.mark.parametrize(
+    ("optimizer", "options"),
+    [
+        ("adamw", {}),
+        ("adamw", {"amsgrad": True}),
+        ("adam", {"foreach": True}),
+        ("sgd", {}),
+        ("sgd", {"momentum": 0.9}),
+        ("rmsprop", {"momentum": 0.9, "centered": True}),
+        ("adagrad", {}),
+        ("rprop", {}),
+        ("adamax", {}),
+    ],
+)
+@pytest.mark.parametrize("lora", [True, False], ids=["adapter", "all weights"])
+def test_what_lasts_is_foreseen(optimizer: str, options: dict[str, Any], lora: bool) -> None:
+    split, memory = tiny_split("llama"), TrainingMemory()
+    spec = spec_of(split, optimizer=optimizer, **options, **({} if lora else {"lora": None}))
+    trainer = TrunkTrainer(split.trunk, spec, memory)
+    left_BTH = trainer.forward(1, hidden(split, 1, 3), dropout=SEED)
+    trainer.backward(1, torch.ones_like(left_BTH))
+    trainer.update(1, [group.options for group in spec.groups])
+    trained = sum(parameter.nbytes for parameter in trainer.trainable.values())
+    state = sum(tensor.nbytes for name, tensor in trainer.read_state().items() if not name.startswith("parameter "))
+    copied = sum(t.nbytes for t in (*trainer.trunk.parameters(), *trainer.trunk.buffers())) - trained
+    assert memory.num_bytes == 2 * trained + state + (0 if lora else copied)
+    trainer.close()
+    trainer.close()
+    assert memory.num_bytes == 0
+
+
+def test_an_optimizer_that_does_not_run_without_storage_counts_as_adam() -> None:
+    split = tiny_split("llama")
+    spec = spec_of(split, optimizer="adafactor")
+    assert spec.tensors is not None
+    assert state_bytes(split.trunk, spec) == 2 * sum(tensor.nbytes for tensor in spec.tensors.values())
+
+
+def kept_by_one_pass(split: Split, spec: TrunkTrainingSpec) -> tuple[int, int]:
+    """What lasts of a training, and what one forward of it keeps."""
+    memory = TrainingMemory()
+    trainer = TrunkTrainer(split.trunk, spec, memory)
+    lasting_bytes = memory.num_bytes
+    trainer.forward(1, hidden(split, 2, 7), dropout=SEED)
+    return lasting_bytes, memory.num_bytes - lasting_bytes
+
+
+def test_a_forward_too_many_is_refused_and_leaves_nothing() -> None:
+    split = tiny_split("llama")
+    spec = spec_of(split)
+    lasting_bytes, pass_bytes = kept_by_one_pass(split, spec)
+    memory = TrainingMemory(lasting_bytes + 2 * pass_bytes - 1)
+    trainer = TrunkTrainer(split.trunk, spec, memory)
+    hidden_BTH = hidden(split, 2, 7)
+    first_BTH = trainer.forward(1, hidden_BTH, dropout=SEED)
+    with pytest.raises(TrainingMemoryError) as caught:
+        trainer.forward(2, hidden_BTH, dropout=SEED)
+    assert f"here of at most {memory.limit_bytes}: train with recompute=True, with smaller batches" in str(caught.value)
+    assert memory.num_bytes == lasting_bytes + pass_bytes
+    with pytest.raises(PassExpiredError):
+        trainer.backward(2, torch.ones_like(first_BTH))
+    norms_N = trainer.backward(1, torch.ones_like(first_BTH)).norms_N
+    assert torch.equal(trainer.forward(3, hidden_BTH, dropout=SEED), first_BTH)
+    assert torch.equal(trainer.backward(3, torch.ones_like(first_BTH), accumulate=False).norms_N, norms_N)
+
+
+def test_computed_again_a_forward_keeps_what_enters_its_layers() -> None:
+    split = tiny_split("llama")
+    lasting_bytes, pass_bytes = kept_by_one_pass(split, spec_of(split))
+    hidden_BTH = hidden(split, 2, 7)
+    kept_bytes = 3 * hidden_BTH.nbytes  # what enters two layers, and what leaves the second
+    assert kept_by_one_pass(split, spec_of(split, recompute=True)) == (lasting_bytes, kept_bytes)
+    assert kept_bytes < 0.5 * pass_bytes
+    memory = TrainingMemory(lasting_bytes + 2 * kept_bytes)
+    trainer = TrunkTrainer(split.trunk, spec_of(split, recompute=True), memory)
+    for pass_id in (1, 2):
+        left_BTH = trainer.forward(pass_id, hidden_BTH, dropout=SEED)
+    with pytest.raises(TrainingMemoryError, match=r"here of at most \d+: train with"):
+        trainer.forward(3, hidden_BTH, dropout=SEED)
+    trainer.backward(1, torch.ones_like(left_BTH))
+    trainer.backward(2, torch.ones_like(left_BTH))
+    assert memory.num_bytes == lasting_bytes
+
+
+def test_a_copy_that_has_no_room_is_not_made(monkeypatch: pytest.MonkeyPatch) -> None:
+    split = tiny_split("llama")
+    spec = spec_of(split, lora=None)
+    lasting_bytes, _ = kept_by_one_pass(split, spec)
+    memory = TrainingMemory(lasting_bytes - 1)
+    monkeypatch.setattr("splitlearn_core.training.trunk_trainer.own_copy", None)
+    with pytest.raises(TrainingMemoryError, match=f"of all weights needs {lasting_bytes} bytes more.*hold 0 "):
+        TrunkTrainer(split.trunk, spec, memory)
+    assert memory.num_bytes == 0
+
+
+def test_a_training_that_cannot_begin_keeps_nothing() -> None:
+    split, memory = tiny_split("llama"), TrainingMemory()
+    spec = spec_of(split)
+    groups = [ParameterGroup(names=("nothing",), options=spec.groups[0].options)]
+    wrong = TrunkTrainingSpec(lora=spec.lora, tensors=spec.tensors, optimizer="SGD", groups=groups)
+    with pytest.raises(TrainingError, match="no parameter of the trunk that trains has the name nothing"):
+        TrunkTrainer(split.trunk, wrong, memory)
+    assert memory.num_bytes == 0
+
+
+def test_an_update_frees_the_forwards_before_it() -> None:
+    split, memory = tiny_split("llama"), TrainingMemory()
+    spec = spec_of(split)
+    trainer = TrunkTrainer(split.trunk, spec, memory)
+    lasting_bytes = memory.num_bytes
+    for pass_id in (1, 2):
+        left_BTH = trainer.forward(pass_id, hidden(split, 1, 3), dropout=SEED)
+    trainer.backward(2, torch.ones_like(left_BTH))
+    trainer.update(1, [group.options for group in spec.groups])
+    assert (memory.num_bytes, trainer.num_passes) == (lasting_bytes, 0)
+    with pytest.raises(StaleGradientError, match="ran after update 0, and now update 1 is done"):
+        trainer.backward(1, torch.ones_like(left_BTH))
+
+
+def test_a_state_from_elsewhere_counts_where_it_is_more_than_was_foreseen() -> None:
+    split = tiny_split("llama")
+    trainer = TrunkTrainer(split.trunk, spec_of(split, optimizer="adamw"))
+    left_BTH = trainer.forward(1, hidden(split, 1, 3), dropout=SEED)
+    trainer.backward(1, torch.ones_like(left_BTH))
+    trainer.update(1, [{}])
+    memory = TrainingMemory()
+    other = TrunkTrainer(split.trunk, spec_of(split, optimizer="sgd"), memory)
+    foreseen = memory.num_bytes
+    state = trainer.read_state()
+    other.write_state(state, 1)
+    assert memory.num_bytes - foreseen == sum(t.nbytes for n, t in state.items() if not n.startswith("parameter "))
+    other.close()
+    assert memory.num_bytes == 0
