@@ -141,9 +141,10 @@ def test_computed_again_a_forward_keeps_what_enters_its_layers() -> None:
     split = tiny_split("llama")
     lasting_bytes, pass_bytes = kept_by_one_pass(split, spec_of(split))
     hidden_BTH = hidden(split, 2, 7)
-    kept_bytes = 3 * hidden_BTH.nbytes  # what enters two layers, and what leaves the second
-    assert kept_by_one_pass(split, spec_of(split, recompute=True)) == (lasting_bytes, kept_bytes)
-    assert kept_bytes < 0.5 * pass_bytes
+    lasting_too, kept_bytes = kept_by_one_pass(split, spec_of(split, recompute=True))
+    assert lasting_too == lasting_bytes
+    # What enters two layers, and what leaves the second; and what the entry keeps of it.
+    assert 3 * hidden_BTH.nbytes <= kept_bytes <= 4 * hidden_BTH.nbytes < 0.5 * pass_bytes
     memory = TrainingMemory(lasting_bytes + 2 * kept_bytes)
     trainer = TrunkTrainer(split.trunk, spec_of(split, recompute=True), memory)
     for pass_id in (1, 2):
