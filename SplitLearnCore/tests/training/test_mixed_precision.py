@@ -18,7 +18,8 @@ from splitlearn_core.training.trunk_trainer import TrunkTrainer
 from tests.support.families import Split, tiny_split
 from tests.support.training import NUM_STEPS, assert_same, batches, fit, without_prefix
 
-FAMILIES = ("gpt2", "llama", "qwen3")
+FAMILIES = ("gpt2", "llama", "qwen3", "olmo2")
+"""OLMo 2 projects what enters a layer three times without a norm before."""
 SGD = {"lr": 0.1, "momentum": 0.9}
 
 
