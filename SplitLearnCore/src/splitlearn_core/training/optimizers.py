@@ -89,10 +89,7 @@ def make_optimizer(
             return loss
 
     BothSides.__name__ = BothSides.__qualname__ = base.__name__
-    both = BothSides(list(groups), **options)
-    # A fused one would undo a loss scale and skip overflows inside its kernel, where the trunk's share is not.
-    both._step_supports_amp_scaling = False
-    return both
+    return BothSides(list(groups), **options)
 
 
 def unhooked(step: Any) -> Any:
