@@ -97,8 +97,8 @@ class TrunkTrainer(TrunkTraining):
         entered_BTH = hidden_BTH.detach().to(device).requires_grad_()
         mask, positions = (t if t is None else t.to(device) for t in (attention_mask, position_ids))
         with torch.set_grad_enabled(has_backward), autocast_as(autocast, device):
-            # Not the leaf itself: autocast would take it for a weight, cast it once for all, and add up the gradients of
-            # its uses in the lower precision.
+            # Not the leaf itself: autocast would take it for a weight, cast it once for all its uses, and add up their
+            # gradients in the lower precision.
             left_BTH = self._run(dropout, entered_BTH.view_as(entered_BTH), mask, positions)
         if has_backward:
             self._keep(pass_id, Pass(entered_BTH, left_BTH, self.update_id))
