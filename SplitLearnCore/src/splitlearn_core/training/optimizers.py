@@ -97,10 +97,7 @@ def make_optimizer(
             return loss
 
     BothSides.__name__ = BothSides.__qualname__ = base.__name__
-    both = BothSides(list(groups))
-    # A fused one would undo a loss scale and skip overflows inside its kernel, where the trunk's share is not.
-    both._step_supports_amp_scaling = False
-    return both
+    return BothSides(list(groups))
 
 
 def gradients_are_finite(optimizer: optim.Optimizer) -> bool:

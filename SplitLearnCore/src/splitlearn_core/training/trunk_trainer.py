@@ -124,10 +124,13 @@ class TrunkTrainer(TrunkTraining):
         entered_BTH = hidden_BTH.detach().to(device).requires_grad_()
         mask, positions = (t if t is None else t.to(device) for t in (attention_mask, position_ids))
         with torch.set_grad_enabled(has_backward), autocast_as(autocast, device):
+            # Not the leaf itself: autocast would take it for a weight, cast it once for all its uses, and add up their
+            # gradients in the lower precision.
+            inputs = (entered_BTH.view_as(entered_BTH), mask, positions)
             if not has_backward:
-                return self._run(dropout, entered_BTH, mask, positions).to(hidden_BTH.device)
+                return self._run(dropout, *inputs).to(hidden_BTH.device)
             with SavedForBackward(self._memory, self.trunk) as saved:
-                left_BTH = self._run(dropout, entered_BTH, mask, positions)
+                left_BTH = self._run(dropout, *inputs)
                 for tensor in (entered_BTH, left_BTH, mask, positions):
                     if tensor is not None:
                         saved.hold(tensor)
