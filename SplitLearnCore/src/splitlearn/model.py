@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 
 from splitlearn.errors import AddressError, needing
-from splitlearn_core import SplitModel, Trunk, TrunkPort, load_client_model
+from splitlearn_core import LocalTrunk, SplitModel, Trunk, TrunkPort, compile_part, load_client_model
 
 if TYPE_CHECKING:
     from splitlearn.remote import RemoteTrunk
@@ -40,6 +40,7 @@ class SplitModelForCausalLM:
         attn_implementation: str | None = None,
         revision: str | None = None,
         connection: Mapping[str, Any] | None = None,
+        compile: bool = False,
     ) -> SplitModel:
         """Load Bottom and Top here and join them to a trunk.
 
@@ -55,6 +56,8 @@ class SplitModelForCausalLM:
             connection: options of the connection to a server, as `splitlearn_comm.GRPCComputeClient` takes them:
                 `{"token": ..., "tls": ClientTLS(ca=...), "timeout_s": ...}`. With `{"codec": "auto", "max_kl": 1e-3}`
                 what each codec loses is measured here, on a short text.
+            compile: run the layers that are loaded here through `torch.compile`, which takes seconds to minutes now;
+                where that cannot be had they run as they are, and a warning says why.
 
         Raises:
             CheckpointError: no such checkpoint, or its weights are missing or truncated.
@@ -80,19 +83,31 @@ class SplitModelForCausalLM:
         if trunk is None or isinstance(trunk, (TrunkPort, Trunk)):
             if connection:
                 raise TypeError(f"connection= goes with the address of a server; trunk={type(trunk).__name__} has none")
-            return load(trunk=trunk)
+            model = load(trunk=trunk)
+            if compile:
+                compile_loaded(model, with_trunk=trunk is None)
+            return model
         port = connect(trunk, connection)
         try:
             text = port.text_to_measure(model_id, revision)
             model = load(trunk=port)
             if text is not None:
                 port.measure_losses(model, text)
+            if compile:
+                compile_loaded(model, with_trunk=False)
         except BaseException:
             port.close()
             raise
         # Nobody else holds this connection: it goes with the model.
         weakref.finalize(model, port.hang_up)
         return model
+
+
+def compile_loaded(model: SplitModel, *, with_trunk: bool) -> None:
+    """Compile the layers of a client model, and of the trunk that was loaded with it."""
+    compile_part(model)
+    if with_trunk and isinstance(model.trunk, LocalTrunk):
+        compile_part(model.trunk.trunk)
 
 
 def connect(address: object, options: Mapping[str, Any] | None = None) -> "RemoteTrunk":

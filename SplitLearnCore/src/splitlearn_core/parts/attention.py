@@ -6,7 +6,7 @@ from typing import Literal
 
 import torch
 from transformers import PreTrainedConfig, PreTrainedModel
-from transformers.utils import is_flash_attn_2_available
+from transformers.utils.import_utils import is_flash_attn_2_available
 
 from splitlearn_core.split.layers import decoder_config
 

@@ -32,7 +32,7 @@ class SplitConfig:
     dtype: torch.dtype | None = None
     """Dtype of the weights; None for float32 on the CPU and the checkpoint's own elsewhere."""
     attn_implementation: str | dict[str, str] | None = None
-    """As in transformers (`"sdpa"`, `"eager"`, …, or one for each sub-configuration); None for what the model prefers."""
+    """As in transformers (`"sdpa"`, `"eager"`, …, or one a sub-configuration); None for what the model prefers."""
 
 
 def load_piece(kind: type[CutModelT], source: Source, split: SplitConfig) -> CutModelT:
