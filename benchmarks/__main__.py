@@ -21,6 +21,9 @@ TABLES = (
     "load_memory",
     "downloads",
     "nonfinite_check",
+    "attention",
+    "compiling",
+    "training_step",
 )
 
 

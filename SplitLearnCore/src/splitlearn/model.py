@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 
 from splitlearn.errors import AddressError, needing
-from splitlearn_core import SplitModel, Trunk, TrunkPort, load_client_model
+from splitlearn_core import LocalTrunk, SplitModel, Trunk, TrunkPort, compile_part, load_client_model
 
 if TYPE_CHECKING:
     from splitlearn.remote import RemoteTrunk
@@ -41,6 +41,7 @@ class SplitModelForCausalLM:
         revision: str | None = None,
         connection: Mapping[str, Any] | None = None,
         adapter: str | None = None,
+        compile: bool = False,
     ) -> SplitModel:
         """Load Bottom and Top here and join them to a trunk.
 
@@ -58,6 +59,8 @@ class SplitModelForCausalLM:
                 what each codec loses is measured here, on a short text.
             adapter: name of an adapter that this client has published at the server (`run.publish_adapter`), or trains
                 there now: with it the trunk computes and generates. None for none.
+            compile: run the layers that are loaded here through `torch.compile`, which takes seconds to minutes now;
+                where that cannot be had they run as they are, and a warning says why.
 
         Raises:
             CheckpointError: no such checkpoint, or its weights are missing or truncated.
@@ -86,19 +89,31 @@ class SplitModelForCausalLM:
             if connection or adapter:
                 name = "connection=" if connection else "adapter="
                 raise TypeError(f"{name} goes with the address of a server; trunk={type(trunk).__name__} has none")
-            return load(trunk=trunk)
+            model = load(trunk=trunk)
+            if compile:
+                compile_loaded(model, with_trunk=trunk is None)
+            return model
         port = connect(trunk, connection, adapter)
         try:
             text = port.text_to_measure(model_id, revision)
             model = load(trunk=port)
             if text is not None:
                 port.measure_losses(model, text)
+            if compile:
+                compile_loaded(model, with_trunk=False)
         except BaseException:
             port.close()
             raise
         # Nobody else holds this connection: it goes with the model.
         weakref.finalize(model, port.hang_up)
         return model
+
+
+def compile_loaded(model: SplitModel, *, with_trunk: bool) -> None:
+    """Compile the layers of a client model, and of the trunk that was loaded with it."""
+    compile_part(model)
+    if with_trunk and isinstance(model.trunk, LocalTrunk):
+        compile_part(model.trunk.trunk)
 
 
 def connect(address: object, options: Mapping[str, Any] | None = None, adapter: str | None = None) -> "RemoteTrunk":

@@ -13,6 +13,7 @@ from splitlearn_core.errors import (
 )
 from splitlearn_core.parts.bottom import Bottom
 from splitlearn_core.parts.client import SplitModel
+from splitlearn_core.parts.compiling import compile_part
 from splitlearn_core.parts.load import load_part, load_split_model
 from splitlearn_core.parts.load_client import load_client_model
 from splitlearn_core.parts.load_piece import SplitConfig
@@ -52,6 +53,7 @@ __all__ = [
     "TrunkSession",
     "UnsupportedModelError",
     "UnsupportedOptionError",
+    "compile_part",
     "default_split_points",
     "load_client_model",
     "load_part",

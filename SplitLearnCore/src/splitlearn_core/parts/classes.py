@@ -3,6 +3,7 @@
 import inspect
 from typing import Any, TypeVar
 
+from torch import nn
 from transformers import CONFIG_MAPPING, MODEL_FOR_CAUSAL_LM_MAPPING, PreTrainedConfig, PreTrainedModel
 
 from splitlearn_core.errors import UnsupportedModelError
@@ -82,7 +83,9 @@ def class_for(kind: type[CutModelT], architecture: type[PreTrainedModel]) -> typ
 
 def reduce_cut_model(model: CutModel) -> tuple[Any, ...]:
     """Say how to make a copy: pickle finds no class of ours by its name, which is the architecture's own."""
-    return empty_cut_model, (model.kind, model.architecture), model.__dict__
+    # Not `__dict__`: what `torch.compile` put there goes on with the weights of the original.
+    state = nn.Module.__getstate__(model)  # type: ignore[no-untyped-call]
+    return empty_cut_model, (model.kind, model.architecture), state
 
 
 def empty_cut_model(kind: type[CutModel], architecture: type[PreTrainedModel]) -> CutModel:

@@ -5,7 +5,7 @@ from typing import Literal
 
 import torch
 
-from splitlearn_core.checkpoint.source import locate
+from splitlearn_core.checkpoint.source import Source, locate
 from splitlearn_core.parts.bottom import Bottom
 from splitlearn_core.parts.load_piece import SplitConfig, load_piece
 from splitlearn_core.parts.part import Part
@@ -60,12 +60,11 @@ def load_split_model(
 ) -> SplitResult:
     """Load all three parts of a checkpoint into this process; arguments and errors as in `load_part`."""
     split = SplitConfig(split_points=split_points, device=device, dtype=dtype, attn_implementation=attn_implementation)
-    return load_parts(model_id, split, revision)
+    return load_parts(locate(model_id, revision), split)
 
 
-def load_parts(model_id: str, split: SplitConfig, revision: str | None = None) -> SplitResult:
-    """Load all three parts of a checkpoint into this process; errors as in `load_part`."""
-    source = locate(model_id, revision)
+def load_parts(source: Source, split: SplitConfig) -> SplitResult:
+    """Load all three parts of a located checkpoint into this process; errors as in `load_part`."""
     return SplitResult(
         load_piece(Bottom, source, split), load_piece(Trunk, source, split), load_piece(Top, source, split)
     )

@@ -31,8 +31,8 @@ class SplitConfig:
     """Where the weights go; None for the CPU."""
     dtype: torch.dtype | None = None
     """Dtype of the weights; None for float32 on the CPU and the checkpoint's own elsewhere."""
-    attn_implementation: str | None = None
-    """As in transformers (`"sdpa"`, `"eager"`, …); None for what the model prefers."""
+    attn_implementation: str | dict[str, str] | None = None
+    """As in transformers (`"sdpa"`, `"eager"`, …, or one a sub-configuration); None for what the model prefers."""
 
 
 def load_piece(kind: type[CutModelT], source: Source, split: SplitConfig) -> CutModelT:

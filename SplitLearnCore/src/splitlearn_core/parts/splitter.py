@@ -1,12 +1,13 @@
 """Splitting many models in one way, and seeing beforehand what each side would hold."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
 from transformers import PreTrainedModel
 
-from splitlearn_core.checkpoint.source import locate
+from splitlearn_core.checkpoint.source import Source, locate
+from splitlearn_core.parts.attention import best_attention
 from splitlearn_core.parts.classes import architecture_of
 from splitlearn_core.parts.load import load_parts
 from splitlearn_core.parts.load_piece import SplitConfig, read_config
@@ -69,7 +70,7 @@ class ModelSplitter:
 
     def load(self, model_id: str, revision: str | None = None) -> SplitResult:
         """Load the three parts of a checkpoint; errors as in `load_part`."""
-        return load_parts(model_id, self.config, revision)
+        return load_parts(locate(model_id, revision), self.config)
 
     def split(self, model: PreTrainedModel) -> SplitResult:
         """Cut a model that is in memory; device and dtype stay the model's. Errors as in `split_model`."""
@@ -91,13 +92,23 @@ class ModelFactory:
         Args:
             model_id: `"builtin"`, a local directory in Hugging Face format, or a hub id.
             split_points: `(a, b)`; None for the default.
-            use_flash_attention: let the model use the fastest attention it prefers; False for the plain one (`eager`).
-            options: the other fields of `SplitConfig`.
+            use_flash_attention: run with the first of FlashAttention-2, SDPA and eager that can be had here, and log
+                why none before it; False for eager.
+            options: the other fields of `SplitConfig`; an `attn_implementation` is taken as it is.
 
         Raises:
             CheckpointError, SplitPointError, UnsupportedModelError: as in `load_part`.
             TypeError: an unknown option.
         """
-        attention = None if use_flash_attention else "eager"
-        split = SplitConfig(**{"split_points": split_points, "attn_implementation": attention, **options})
-        return load_parts(model_id, split)
+        split = SplitConfig(**{"split_points": split_points, "attn_implementation": None, **options})
+        source = locate(model_id)
+        if split.attn_implementation is None:
+            split = replace(split, attn_implementation=ModelFactory._attention(source, split, use_flash_attention))
+        return load_parts(source, split)
+
+    @staticmethod
+    def _attention(source: Source, split: SplitConfig, use_flash_attention: bool) -> str | dict[str, str]:
+        if not use_flash_attention:
+            return "eager"
+        config = read_config(source)
+        return best_attention(architecture_of(config), config, split.device, split.dtype)
