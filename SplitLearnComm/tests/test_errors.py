@@ -29,5 +29,6 @@ def test_a_peer_cannot_choose_a_class_that_does_not_go_with_its_code() -> None:
 
 
 def test_the_tree_at_the_top_is_the_tree() -> None:
-    drawn = [line.split()[1] for line in (errors.__doc__ or "").splitlines() if line.startswith(("├", "└"))]
+    lines = [line.lstrip("│ ") for line in (errors.__doc__ or "").splitlines()]
+    drawn = [line.split()[1] for line in lines if line.startswith(("├", "└"))]
     assert set(drawn) | {"CommError"} == {cls.__name__ for cls in ALL}

@@ -37,7 +37,7 @@ from tests.support.families import Split, padded_prompt, tiny_split
 from tests.support.models import save_gpt2
 from tests.support.training import assert_evaluates_alike, fit
 
-ONCE = ExponentialBackoff(max_attempts=1)
+SOON = ExponentialBackoff(initial_delay=0.01, max_attempts=3)
 TOKENS = {"alice": "a" * 32, "bob": "b" * 32}
 
 
@@ -201,7 +201,7 @@ def test_a_session_is_over_with_its_server_whatever_another_has_under_the_name()
             client = stack.enter_context(Client(each.address))
             stack.enter_context(client.session()).train(StartTraining(name="mine"))
         book = AddressBook([each.address for each in servers], in_order=True)
-        client = stack.enter_context(Client(book, retry=ONCE))
+        client = stack.enter_context(Client(book, retry=SOON))
         plain, adapted = client.session(), client.session(adapter="mine")
         for session in (plain, adapted):
             session.step(hidden_BTH)

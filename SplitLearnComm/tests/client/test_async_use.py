@@ -23,7 +23,7 @@ class HeldUp(RunningSumHost):
         self._holds_open = holds_open
         self.was_asked, self.may_go_on = threading.Event(), threading.Event()
 
-    async def open_session(self, session_id: str, client: str = "") -> None:
+    async def open_session(self, session_id: str, client: str = "", adapter: str = "") -> None:
         if self._holds_open:
             await self._hold()
         await super().open_session(session_id, client)

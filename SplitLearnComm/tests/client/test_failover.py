@@ -283,7 +283,7 @@ def test_a_server_that_hangs_is_given_up_within_the_bound() -> None:
 class Full(RunningSumHost):
     """Has room for nobody."""
 
-    async def open_session(self, session_id: str, client: str = "") -> None:
+    async def open_session(self, session_id: str, client: str = "", adapter: str = "") -> None:
         raise ResourceExhaustedError("no room here")
 
 

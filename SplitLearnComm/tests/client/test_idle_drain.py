@@ -136,7 +136,7 @@ def test_a_client_that_does_not_come_is_waited_for_as_long_as_was_said() -> None
 class Full(RunningSumHost):
     """Has room for nobody."""
 
-    async def open_session(self, session_id: str, client: str = "") -> None:
+    async def open_session(self, session_id: str, client: str = "", adapter: str = "") -> None:
         raise ResourceExhaustedError("no room here")
 
 
