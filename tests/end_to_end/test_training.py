@@ -126,6 +126,8 @@ def test_hidden_states_that_overflow_reach_the_scaler() -> None:
         assert not run.guard.counts, "it was the scaler's to skip"
         fit(split.client, run.optimizer, num_steps=1)
         assert run.guard.counts == {"nonfinite": 1}
+
+
 def test_a_forward_for_which_there_is_no_room_is_refused() -> None:
     def begin(split: Split, **options: Any) -> Any:
         torch.manual_seed(5)
