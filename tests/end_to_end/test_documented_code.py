@@ -3,6 +3,7 @@
 `gpt2` is a random model of GPT-2's shape on a stand-in hub; the number of the port is the only thing replaced.
 """
 
+import os
 import re
 import signal
 import socket
@@ -44,6 +45,11 @@ PROMISED = [
     "    def compute(self, tensor): return tensor * 2",
     "with GRPCComputeServer(Double(), port=0) as server:",
     "    Client(server.address).compute(torch.ones(3))",
+    'run = model.start_training(train=("bottom", "trunk", "top"), lora=LoraConfig(r=8), optimizer="adamw", lr=2e-4)',
+    "model(input_ids=x, labels=x).loss.backward()",
+    "run.optimizer.step(); run.optimizer.zero_grad()",
+    "Trainer(model, args, train_dataset=data, optimizers=(run.optimizer, None)).train()",
+    'run.save_checkpoint("tag"); run.save_adapter("dir")',
 ]
 """Lines that are promised to work from the first version on."""
 
@@ -54,10 +60,11 @@ def free_port() -> int:
 
 
 @contextmanager
-def page_process(hub: Hub, page: Path, line: str, port: int) -> Iterator[subprocess.Popen[str]]:
+def page_process(hub: Hub, page: Path, line: str, port: int, directory: Path = ROOT) -> Iterator[subprocess.Popen[str]]:
     command = [sys.executable, "-m", "tests.support.pages", str(page), line, str(port)]
     pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE}
-    with subprocess.Popen(command, env=hub.environment(), cwd=ROOT, text=True, **pipes) as process:  # type: ignore[call-overload]
+    environment = {**hub.environment(), "PYTHONPATH": os.pathsep.join((str(ROOT), os.environ.get("PYTHONPATH", "")))}
+    with subprocess.Popen(command, env=environment, cwd=directory, text=True, **pipes) as process:  # type: ignore[call-overload]
         try:
             yield process
         finally:
@@ -88,11 +95,11 @@ def page_server(hub: Hub, page: Path, port: int) -> Iterator[None]:
 @pytest.mark.slow
 @pytest.mark.timeout(600)
 @pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
-def test_the_code_of_a_page_runs_as_written(hub_with_gpt2: Hub, page: Path) -> None:
+def test_the_code_of_a_page_runs_as_written(hub_with_gpt2: Hub, page: Path, tmp_path: Path) -> None:
     port = free_port()
     with (
         page_server(hub_with_gpt2, page, port),
-        page_process(hub_with_gpt2, page, "all", port) as process,
+        page_process(hub_with_gpt2, page, "all", port, tmp_path) as process,
     ):
         errors = process.communicate(timeout=400)[1]
         assert process.returncode == 0, errors
