@@ -46,7 +46,7 @@ def step(model: GPT2LMHeadModel, ids: torch.Tensor) -> float:
     loss = model(input_ids=ids, labels=ids, use_cache=False).loss
     assert loss is not None
     loss.backward()
-    return float(loss)
+    return loss.item()
 
 
 def seconds(model: GPT2LMHeadModel, ids: torch.Tensor) -> float:

@@ -68,11 +68,11 @@ def make_split(directory: Path, trunk: str | None, *, recompute: bool = False) -
 
 def train_step(model: Any, optimizer: torch.optim.Optimizer, ids: torch.Tensor) -> float:
     """Do one step as anybody's loop does it; return the loss."""
-    loss = model(input_ids=ids, labels=ids).loss
+    loss: torch.Tensor = model(input_ids=ids, labels=ids).loss
     loss.backward()
     optimizer.step()
     optimizer.zero_grad()
-    return float(loss)
+    return loss.item()
 
 
 def seconds(act: Callable[[], object]) -> float:

@@ -189,6 +189,25 @@ def test_what_breaks_later_is_said_once_and_runs_as_it_is(caplog: pytest.LogCapt
     assert "graph_break" in said
 
 
+@torch.no_grad()
+def test_a_warm_part_makes_no_graph_for_another_length() -> None:
+    num_graphs = 0
+
+    def counting(graph: torch.fx.GraphModule, example_inputs: Any) -> Callable[..., Any]:
+        nonlocal num_graphs
+        num_graphs += 1
+        return graph.forward
+
+    trunk = parts_of("gpt2").trunk
+    assert compile_part(trunk, backend=counting)
+    made = num_graphs
+    assert made
+    cache = trunk.new_cache()
+    for num_tokens in (20, 1, 1, 1):
+        trunk(torch.randn(1, num_tokens, trunk.hidden_size), past_key_values=cache)
+    assert num_graphs == made
+
+
 def a_little_wrong(graph: torch.fx.GraphModule, example_inputs: Any) -> Callable[..., Any]:
     def run(*args: Any) -> Any:
         return tuple(

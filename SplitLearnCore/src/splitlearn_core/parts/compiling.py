@@ -171,12 +171,14 @@ def warm_up(part: CutModel) -> list[torch.Tensor]:
 def warm_up_inputs(part: CutModel) -> list[torch.Tensor]:
     """Return a prompt and two tokens: ids [1, T], or hidden states [1, T, H] where no tokens come in."""
     total = sum(WARM_UP_TOKENS)
+    # Copies, because a graph made for a part of another tensor is for no tensor that stands alone.
     if isinstance(part, (Bottom, SplitModel)):
         ids_1T = torch.arange(total, device=part.device).unsqueeze(0) % part.config.get_text_config().vocab_size
-        return list(ids_1T.split_with_sizes(WARM_UP_TOKENS, dim=1))
+        return [ids.clone() for ids in ids_1T.split_with_sizes(WARM_UP_TOKENS, dim=1)]
     generator = torch.Generator().manual_seed(0)
     hidden_1TH = torch.randn(1, total, part.hidden_size, generator=generator)
-    return list(hidden_1TH.to(part.device, part.dtype).split_with_sizes(WARM_UP_TOKENS, dim=1))
+    sent_1TH = hidden_1TH.to(part.device, part.dtype)
+    return [hidden.clone() for hidden in sent_1TH.split_with_sizes(WARM_UP_TOKENS, dim=1)]
 
 
 def _warm_up_client(model: SplitModel) -> list[torch.Tensor]:
