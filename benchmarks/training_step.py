@@ -35,6 +35,12 @@ SPLIT_POINTS = (2, 10)
 ROWS, NUM_TOKENS, HIDDEN_SIZE = 4, 128, 768
 LEARNING_RATE = 1e-4
 STEP, COMPUTE, RECOMPUTED, HELD = at_most(1.05), at_most(1.05), at_most(1.40), at_most(0.65)
+SHARES: dict[float, tuple[Mark | None, str]] = {
+    0.0: (COMPUTE, "kept"),
+    0.6: (RECOMPUTED, "of half the layers recomputed"),
+    1.0: (None, "recomputed"),
+}
+"""Shares of the layers whose activations are computed again, with the mark of each; of eight layers 0.6 are four."""
 Backward = Callable[[], torch.Tensor]
 """Ends a step; returns the gradient [B, T, H] of what went in."""
 Forward = Callable[[], tuple[torch.Tensor, Backward]]
@@ -56,7 +62,7 @@ def make_whole(directory: Path) -> PeftModel:
     return whole
 
 
-def make_split(directory: Path, trunk: str | None, *, recompute: bool = False) -> tuple[SplitModel, TrainingRun]:
+def make_split(directory: Path, trunk: str | None, *, recompute: float = 0.0) -> tuple[SplitModel, TrainingRun]:
     """Return the split model with the same adapter, trunk on a server or in this process, and its run."""
     where: dict[str, Any] = {"split_points": SPLIT_POINTS} if trunk is None else {"trunk": trunk}
     model = SplitModelForCausalLM.from_pretrained(str(directory), **where)
@@ -82,10 +88,11 @@ def seconds(act: Callable[[], object]) -> float:
     return time.perf_counter() - began_s
 
 
-def report(name: str, mark: Mark, ours_s: list[float], theirs_s: list[float]) -> None:
+def report(name: str, mark: Mark | None, ours_s: list[float], theirs_s: list[float]) -> None:
     """Print one line."""
     ours_ms, theirs_ms = (1000 * statistics.median(times) for times in (ours_s, theirs_s))
-    print(f"  {name}: {mark.on(ratio_of(ours_s, theirs_s))}; {ours_ms:.0f} ms, {theirs_ms:.0f} there", flush=True)
+    ratio = ratio_of(ours_s, theirs_s)
+    print(f"  {name}: {mark.on(ratio) if mark else ratio}; {ours_ms:.0f} ms, {theirs_ms:.0f} there", flush=True)
 
 
 def compare_steps(directory: Path, num_pairs: int) -> None:
@@ -166,21 +173,23 @@ def compare_servers(directory: Path, num_pairs: int) -> None:
     hidden_BTH, gradient_BTH = (torch.randn(ROWS, NUM_TOKENS, HIDDEN_SIZE, generator=generator) for _ in range(2))
     whole = make_whole(directory)
     plain = plain_layers(whole, hidden_BTH, gradient_BTH)
-    runs = [make_split(directory, None, recompute=recompute)[1] for recompute in (False, True)]
-    kept, recomputed = (server_layers(run.passes.training, hidden_BTH, gradient_BTH) for run in runs)
-    for ours in (kept, recomputed):
+    runs = {share: make_split(directory, None, recompute=share)[1] for share in SHARES}
+    layers = {share: server_layers(run.passes.training, hidden_BTH, gradient_BTH) for share, run in runs.items()}
+    for share, (mark, name) in SHARES.items():
+        ours = layers[share]
         assert torch.equal(ours()[0], plain()[0])
         assert torch.equal(both_ways(ours), both_ways(plain))
-    for name, mark, ours in (("kept", COMPUTE, kept), ("recomputed", RECOMPUTED, recomputed)):
         times = interleaved(
             lambda ours=ours: seconds(partial(both_ways, ours)), lambda: seconds(partial(both_ways, plain)), num_pairs
         )
         report(f"the server's forward and backward, activations {name} / plain layers", mark, *times)
-    less, more = interleaved(partial(held_bytes, recomputed), partial(held_bytes, kept), 7)
-    print(
-        f"  held between forward and backward, recomputed / kept: {HELD.on(ratio_of(less, more))}; "
-        f"{statistics.median(less) / 1e6:.1f} MB, {statistics.median(more) / 1e6:.1f} kept"
-    )
+    for share, (_, name) in list(SHARES.items())[1:]:
+        less, more = interleaved(partial(held_bytes, layers[share]), partial(held_bytes, layers[0.0]), 7)
+        print(
+            f"  held between forward and backward, {name} / kept: {HELD.on(ratio_of(less, more))}; "
+            f"{statistics.median(less) / 1e6:.1f} MB, {statistics.median(more) / 1e6:.1f} kept",
+            flush=True,
+        )
 
 
 def main(num_pairs: int) -> None:

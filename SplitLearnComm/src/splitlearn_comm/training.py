@@ -39,8 +39,8 @@ class StartTraining:
     """Name of a class of `torch.optim`; empty where nothing trains."""
     groups: Sequence[ParameterGroup] = ()
     """Which parameters train."""
-    recompute: bool = False
-    """Keep only what enters each layer between forward and backward."""
+    recompute: float = 0.0
+    """Share of the layers, 0 to 1, of which only what enters them is kept between forward and backward."""
     name: str = ""
     """What sessions and calls of this client may name as their adapter while the session lives; empty for nothing."""
 

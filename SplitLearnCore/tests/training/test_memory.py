@@ -9,6 +9,7 @@ import pytest
 import torch
 from peft import LoraConfig
 
+from splitlearn_core import SplitPoints
 from splitlearn_core.errors import PassExpiredError, StaleGradientError, TrainingError, TrainingMemoryError
 from splitlearn_core.training.memory import TrainingMemory, state_bytes
 from splitlearn_core.training.port import ParameterGroup, TrunkTrainingSpec
@@ -154,6 +155,16 @@ def test_computed_again_a_forward_keeps_what_enters_its_layers() -> None:
     trainer.backward(1, torch.ones_like(left_BTH))
     trainer.backward(2, torch.ones_like(left_BTH))
     assert memory.num_bytes == lasting_bytes
+
+
+def test_a_share_of_the_layers_is_computed_again_and_counted_so() -> None:
+    split = tiny_split("llama", SplitPoints(1, 5))
+    all_kept, half, none = (kept_by_one_pass(split, spec_of(split, recompute=share))[1] for share in (0.0, 0.5, 1.0))
+    between = (all_kept + none) / 2
+    assert half == pytest.approx(between, rel=0.1)
+    for wrong in (-0.1, 1.1, float("nan")):
+        with pytest.raises(TrainingError, match="recompute= is a share of the trunk's layers, from 0 to 1; got"):
+            TrunkTrainer(split.trunk, spec_of(split, recompute=wrong), TrainingMemory())
 
 
 def test_a_copy_that_has_no_room_is_not_made(monkeypatch: pytest.MonkeyPatch) -> None:

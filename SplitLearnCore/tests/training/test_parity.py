@@ -45,8 +45,8 @@ def test_all_weights(family: str) -> None:
     assert_same(run, whole)
 
 
-@pytest.mark.parametrize("recompute", [False, True])
-def test_dropout_drawn_by_layer(recompute: bool) -> None:
+@pytest.mark.parametrize("recompute", [0.0, 0.5, True])
+def test_dropout_drawn_by_layer(recompute: float) -> None:
     split = tiny_split("gpt2")
     for model in (split.whole, split.client, split.trunk):
         for module in model.modules():

@@ -106,7 +106,7 @@ class SplitModel(CutModel, GenerationMixin):
         lora: "LoraConfig | None" = None,
         optimizer: str | type[torch.optim.Optimizer] = "adamw",
         seed: int = 0,
-        recompute: bool = False,
+        recompute: float = 0.0,
         guard: GuardConfig | None = None,
         **options: Any,
     ) -> TrainingRun:
@@ -121,8 +121,9 @@ class SplitModel(CutModel, GenerationMixin):
                 would draw there. None to train all parameters of these parts.
             optimizer: name of a class of `torch.optim`, or the class.
             seed: what the trunk's dropout is drawn from.
-            recompute: have the trunk keep only what enters each of its layers between forward and backward, and compute
-                the other activations again. For Bottom and Top there is `activation_checkpointing_enable`.
+            recompute: share of the trunk's layers, 0 to 1 (True), that keep only what enters them between forward and
+                backward, and compute their other activations again. For Bottom and Top there is
+                `activation_checkpointing_enable`.
             guard: what is done about gradients that make no sense; None for its defaults: an update with NaN or
                 infinity in it is not done, on either side, and more than ten of them in a row are an error.
             options: of the optimizer: `lr`, `weight_decay`, …

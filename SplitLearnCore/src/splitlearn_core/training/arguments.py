@@ -21,8 +21,8 @@ class SplitTrainingArguments(TrainingArguments):
     train_parts: list[str] = field(
         default_factory=lambda: list(PARTS), metadata={"help": "Which parts train: any of bottom, trunk, top."}
     )
-    recompute_trunk: bool = field(
-        default=False, metadata={"help": "Have the trunk keep no activations, but compute them again."}
+    recompute_trunk: float = field(
+        default=0.0, metadata={"help": "Share of the trunk's layers whose activations are computed again, 0 to 1."}
     )
     guard_nonfinite: str = field(
         default="skip", metadata={"help": "Gradients with NaN or infinity: skip, lower_rate or stop."}

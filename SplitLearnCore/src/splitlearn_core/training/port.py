@@ -38,8 +38,8 @@ class TrunkTrainingSpec:
     """Name of a class of `torch.optim`; empty where nothing trains."""
     groups: Sequence[ParameterGroup] = ()
     """Which parameters train, in groups."""
-    recompute: bool = False
-    """Keep only what enters each layer between forward and backward, and compute the other activations again."""
+    recompute: float = 0.0
+    """Share of the layers, 0 to 1, that keep only what enters them until the backward; the rest is computed again."""
 
 
 class BackwardResult(NamedTuple):

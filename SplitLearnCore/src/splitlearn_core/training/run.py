@@ -132,7 +132,7 @@ def start_training(
     lora: LoraConfig | None,
     optimizer: str | type[optim.Optimizer],
     seed: int,
-    recompute: bool,
+    recompute: float,
     guard: GuardConfig | None,
     options: Mapping[str, Any],
 ) -> TrainingRun:
@@ -145,7 +145,7 @@ def start_training(
     base = optimizer if isinstance(optimizer, type) else optimizer_class(optimizer)
     group = defaults_of(base, options)
     trainable = choose(model, train, lora)
-    spec = trunk_spec(trainable, base, said_of(group), recompute=recompute)
+    spec = trunk_spec(trainable, base, said_of(group), recompute=float(recompute))
     proxies = GradientProxies(trainable.far, model.device)
     training = model.trunk.start_training(spec)
     installed = Installation(model, trainable, proxies)
@@ -164,7 +164,7 @@ def frozen_passes(trunk: TrunkPort, device: torch.device) -> TrunkPasses:
 
 
 def trunk_spec(
-    trainable: Trainable, base: type[optim.Optimizer], options: Mapping[str, Any], *, recompute: bool
+    trainable: Trainable, base: type[optim.Optimizer], options: Mapping[str, Any], *, recompute: float
 ) -> TrunkTrainingSpec:
     """Return what the trunk is told."""
     if not trainable.far:

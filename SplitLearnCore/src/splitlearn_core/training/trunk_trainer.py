@@ -77,8 +77,7 @@ class TrunkTrainer(TrunkTraining):
         self.trainable = self._make_trainable()
         self._seeding = Seeding()
         seed_layers(self.trunk, self._seeding)
-        if spec.recompute:
-            recompute_layers(self.trunk)
+        self._recomputed = recompute_layers(self.trunk, spec.recompute)
         self._passes: dict[int, Pass] = {}
         self._newest_pass = 0
         self._optimizer = self._make_optimizer() if self.trainable else None
@@ -134,8 +133,9 @@ class TrunkTrainer(TrunkTraining):
                 for tensor in (entered_BTH, left_BTH, mask, positions):
                     if tensor is not None:
                         saved.hold(tensor)
-                if self._spec.recompute:  # what enters each layer but the first, which no graph shows
-                    saved.expect((len(self.trunk.cut.kept) - 1) * entered_BTH.nbytes)
+                # What enters a layer that is computed again no graph shows; the first gets what came.
+                num_shown = self.trunk.cut.kept[0] in self._recomputed
+                saved.expect((len(self._recomputed) - num_shown) * entered_BTH.nbytes)
         self._keep(pass_id, Pass(entered_BTH, left_BTH, self.update_id, time.monotonic(), saved.num_bytes))
         return left_BTH.detach().to(hidden_BTH.device)
 
@@ -331,16 +331,30 @@ def own_copy(trunk: Trunk) -> Trunk:
     return made
 
 
-def recompute_layers(trunk: Trunk) -> None:
-    """Have each layer keep what enters it alone, in place, and compute the rest of its graph again in the backward.
+def recompute_layers(trunk: Trunk, share: float) -> frozenset[int]:
+    """Have some layers keep what enters them alone, in place, and compute the rest of their graphs in the backward.
 
     Hooks stay outside: the entry, the exit and the seeds of dropout belong to the forward, and what a layer draws the
     second time is what it drew the first.
+
+    Args:
+        trunk: whose layers.
+        share: of how many of them, 0 to 1; they are spread evenly.
+
+    Returns:
+        Their indices.
+
+    Raises:
+        TrainingError: another share.
     """
-    layers = find_layers(trunk).layers
-    for index in trunk.cut.kept:
+    if not 0 <= share <= 1:
+        raise TrainingError(f"recompute= is a share of the trunk's layers, from 0 to 1; got {share}")
+    layers, kept = find_layers(trunk).layers, trunk.cut.kept
+    chosen = [index for place, index in enumerate(kept) if int((place + 1) * share) > int(place * share)]
+    for index in chosen:
         forward = functools.partial(checkpoint, layers[index].forward, use_reentrant=False)
         layers[index].forward = forward
+    return frozenset(chosen)
 
 
 def check_gradient(gradient_BTH: torch.Tensor, left_BTH: torch.Tensor) -> None:

@@ -270,9 +270,9 @@ class StartTraining(_message.Message):
     full: bool
     optimizer: str
     groups: _containers.RepeatedCompositeFieldContainer[ParameterGroup]
-    recompute: bool
+    recompute: float
     name: str
-    def __init__(self, adapter: _Optional[_Union[LowRankAdapter, _Mapping]] = ..., full: bool = ..., optimizer: _Optional[str] = ..., groups: _Optional[_Iterable[_Union[ParameterGroup, _Mapping]]] = ..., recompute: bool = ..., name: _Optional[str] = ...) -> None: ...
+    def __init__(self, adapter: _Optional[_Union[LowRankAdapter, _Mapping]] = ..., full: bool = ..., optimizer: _Optional[str] = ..., groups: _Optional[_Iterable[_Union[ParameterGroup, _Mapping]]] = ..., recompute: _Optional[float] = ..., name: _Optional[str] = ...) -> None: ...
 
 class LowRankAdapter(_message.Message):
     __slots__ = ("config", "tensors")
