@@ -33,7 +33,14 @@ BASE = {
     "splitlearn-manager": {"splitlearn-core", "splitlearn-comm", "prometheus-client", "psutil", "nvidia-ml-py"},
 }
 EXTRAS = {
-    "splitlearn-core": {"client": set(), "server": {"psutil"}, "train": {"peft"}, "ui": {"gradio"}},
+    "splitlearn-core": {
+        "client": set(),
+        "server": {"psutil"},
+        "train": {"peft", "accelerate", "matplotlib"},
+        "tensorboard": {"tensorboard"},
+        "trackio": {"trackio"},
+        "ui": {"gradio"},
+    },
     "splitlearn-comm": {
         "client": {"zstandard"},
         "server": {"grpcio-reflection"},
@@ -41,7 +48,7 @@ EXTRAS = {
     },
     "splitlearn-manager": {"server": {"splitlearn-core", "splitlearn-comm"}},
 }
-UNTESTED = {"gradio"}  # extras that nothing uses yet
+UNTESTED = {"gradio", "tensorboard", "trackio"}  # nothing of ours uses them: the first yet, the others Trainer does
 
 distributions = pytest.mark.parametrize("distribution", FOLDERS)
 

@@ -33,7 +33,7 @@ def train(
         Path | None,
         typer.Option(
             help="Text to learn from: a .txt, cut into blocks; or a .jsonl with "
-            '{"text": …} or {"prompt": …, "completion": …} a line.',
+            '{"text": …} or {"prompt": …, "completion": …} a line. No default: it has to be given.',
         ),
     ] = None,
     eval_data: Annotated[
