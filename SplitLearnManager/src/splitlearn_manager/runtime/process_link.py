@@ -12,6 +12,7 @@ from splitlearn_manager.runtime.process_frames import Frame, FrameReader, Kind, 
 
 _HANGUP = getattr(select, "POLLRDHUP", 0)  # elsewhere than on Linux a hang-up is reported unasked
 _RECEIVED_BYTES = 1 << 16
+_LEAVING = threading.Lock()
 
 
 class BlockingLink:
@@ -65,5 +66,6 @@ def _watch(descriptor: int) -> None:
 
 def leave() -> NoReturn:
     """End this process, whose parent is gone, and what it has written."""
+    _LEAVING.acquire()  # for good: of two who notice, the second would end the process while the first still tidies up
     shutil.rmtree(tempfile.gettempdir(), ignore_errors=True)
     os._exit(1)
