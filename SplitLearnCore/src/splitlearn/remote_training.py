@@ -10,8 +10,10 @@ import torch
 
 from splitlearn_comm import (
     CommError,
+    DeadlineExceededError,
     InvalidRequestError,
     PassExpiredError,
+    ResourceExhaustedError,
     ServerUnavailableError,
     SessionNotFoundError,
     StaleGradientError,
@@ -41,10 +43,19 @@ ERRORS: dict[type[Exception], type[TrainingError]] = {
     InvalidRequestError: TrainingError,
 }
 """What the wire calls an error, and Core."""
-LOST: tuple[type[CommError], ...] = (ServerUnavailableError, SessionNotFoundError, StepOrderError)
-"""What a session says whose server is gone, was started again, or has freed it."""
+LOST: tuple[type[CommError], ...] = (
+    ServerUnavailableError,
+    SessionNotFoundError,
+    StepOrderError,
+    DeadlineExceededError,
+)
+"""What a session says whose server is gone, was started again, has freed it, or is too slow: it is over then."""
 PART_BYTES = 32 << 20
 """Of a training's state, what goes into one message, its last tensor aside."""
+
+
+class TrunkBusyError(ResourceExhaustedError, errors.TrainingBusyError):
+    """The server has no room for this training now."""
 
 
 class RemoteTraining(TrunkTraining):
@@ -57,6 +68,7 @@ class RemoteTraining(TrunkTraining):
 
     Raises:
         TrainingError: what the specification asks for is not there.
+        TrunkBusyError: the server has no room for it now.
         CommError: the server refuses it for another reason.
     """
 
@@ -68,8 +80,10 @@ class RemoteTraining(TrunkTraining):
         beside = (spec.full, spec.optimizer, groups, spec.recompute, self.adapter)
         try:
             self._do(StartTraining(spec.lora, spec.tensors or {}, *beside))
-        except BaseException:
+        except BaseException as error:
             session.close()  # nobody else has it, and it would keep a place at the server
+            if isinstance(error, ResourceExhaustedError):
+                raise TrunkBusyError(str(error), retry_after_s=error.retry_after_s) from error
             raise
 
     def forward(

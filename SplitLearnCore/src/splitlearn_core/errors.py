@@ -13,6 +13,7 @@ CoreError
     ├── StaleGradientError  a gradient of a forward that other weights made
     ├── TrainingDataError   data that nothing can be learned from
     ├── TrainingMemoryError trainings keep as much as they may, and this would be more
+    ├── TrainingBusyError   the trunk has no room for this training now, and may have it later
     └── TrainingLostError   (ConnectionError) a server that is gone, or knows nothing of the training any more
 """
 
@@ -67,6 +68,10 @@ class TrainingDataError(TrainingError):
 
 class TrainingMemoryError(TrainingError):
     """Trainings keep as much memory as they may, and this would be more."""
+
+
+class TrainingBusyError(TrainingError):
+    """The trunk has no room for this training now; the same may be asked for again."""
 
 
 class TrainingLostError(TrainingError, ConnectionError):

@@ -78,6 +78,10 @@ def test_a_checkpoint_of_something_else_is_refused(tmp_path: Path) -> None:
     for other, told in (
         (begin(tiny_split("llama"), optimizer="sgd"), "its optimizer is AdamW, here SGD"),
         (begin(tiny_split("llama"), train=("bottom",)), "its modules is"),
+        (
+            begin(tiny_split("llama"), lora=LoraConfig(r=3, target_modules="all-linear")),
+            "its adapter is .*'r': 2.*here",
+        ),
         (begin(tiny_split("qwen3")), "its model_type is llama, here qwen3"),
         (begin(tiny_split("llama", SplitPoints(1, 5))), r"its split_points is \[2, 4\], here \[1, 5\]"),
     ):

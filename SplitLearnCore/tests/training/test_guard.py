@@ -93,7 +93,6 @@ def test_it_goes_on_as_it_was() -> None:
     [
         {"on_nonfinite": "ignore"},
         {"on_spike": "nothing"},
-        {"on_lost": "lower_rate"},
         {"spike_factor": 1.0},
         {"window": 2},
         {"lower_rate_by": 1.5},

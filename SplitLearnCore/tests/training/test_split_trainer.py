@@ -67,6 +67,12 @@ def trainer_of(split: Split, directory: Path, callbacks: Any = None, **further: 
     )
 
 
+def assert_same_weights(one: SplitTrainer, other: SplitTrainer) -> None:
+    expected, got = whole_weights(one.run), whole_weights(other.run)
+    assert got.keys() == expected.keys()
+    assert all(torch.equal(got[name], tensor) for name, tensor in expected.items())
+
+
 def told(trainer: Trainer) -> list[tuple[float, float, float]]:
     return [(e["loss"], e["grad_norm"], e["learning_rate"]) for e in trainer.state.log_history if "loss" in e]
 
@@ -144,10 +150,52 @@ def test_it_goes_on_where_the_trunk_comes_back(tmp_path: Path, save_steps: int) 
     assert not (tmp_path / "lossy" / "beginning").exists()
 
 
-def test_it_does_not_wait_for_ever() -> None:
-    patience = Patience(0.0)
-    with pytest.raises(ConnectionError, match="gone"):
-        patience.wait(ConnectionError("gone"), 3)
+def test_what_an_earlier_training_left_is_not_gone_back_to(tmp_path: Path) -> None:
+    earlier = trainer_of(tiny_split("llama"), tmp_path, save_strategy="steps", save_steps=6, learning_rate=5e-2)
+    earlier.train()
+    straight = trainer_of(tiny_split("llama"), tmp_path / "straight")
+    straight.train()
+    split = tiny_split("llama")
+    split.client.trunk = losing = Losing(split.trunk, {2, 5})
+    trainer = trainer_of(split, tmp_path, save_strategy="steps", save_steps=4)
+    trainer.train()
+    assert not losing.lost_at
+    assert told(trainer)[-1] == told(straight)[-1]
+    assert_same_weights(straight, trainer)
+
+
+def test_lost_before_its_first_checkpoint_it_goes_back_to_the_one_it_came_from(tmp_path: Path) -> None:
+    saving = {"save_strategy": "steps", "save_steps": 2}
+    straight = trainer_of(tiny_split("llama"), tmp_path / "straight", **saving)
+    straight.train()
+    split = tiny_split("llama")
+    split.client.trunk = losing = Losing(split.trunk, {3})
+    trainer = trainer_of(split, tmp_path / "other", **saving)
+    trainer.train(resume_from_checkpoint=str(tmp_path / "straight" / "checkpoint-2"))
+    assert not losing.lost_at
+    assert_same_weights(straight, trainer)
+
+
+def test_a_scaler_goes_on_where_the_trunk_comes_back(tmp_path: Path) -> None:
+    straight = trainer_of(tiny_split("llama"), tmp_path / "straight", fp16=True)
+    straight.train()
+    split = tiny_split("llama")
+    split.client.trunk = losing = Losing(split.trunk, {2})
+    trainer = trainer_of(split, tmp_path / "lossy", fp16=True)
+    trainer.train()
+    assert not losing.lost_at
+    assert_same_weights(straight, trainer)
+
+
+def test_patience_begins_anew_whenever_the_trunk_has_done_something() -> None:
+    patience = Patience(10.0, now_s=0.0)
+    assert [patience.next_pause_s(now_s) for now_s in (1.0, 2.0, 9.95)] == pytest.approx([0.1, 0.2, 0.05])
+    assert patience.next_pause_s(10.0) is None
+    patience.note_alive(100.0)
+    assert patience.next_pause_s(105.0) == pytest.approx(0.1)
+    for _ in range(20):
+        longest_s = patience.next_pause_s(101.0)
+    assert longest_s == 5.0
 
 
 def test_the_best_checkpoint_is_what_is_kept(tmp_path: Path) -> None:
@@ -214,11 +262,28 @@ def test_what_cannot_be(tmp_path: Path) -> None:
         SplitTrainer(split.client, arguments, optimizers=(None, None))
     with pytest.raises(TrainingError, match="on_nonfinite is one of skip, lower_rate, stop; got 'ignore'"):
         SplitTrainingArguments(**options(tmp_path, guard_nonfinite="ignore"))
+    for wrong, sentence in (
+        ({"weight_decay": 0.1}, "weight_decay with all weights"),
+        ({"weight_decay": 0.0, "save_only_model": True}, "save_only_model keeps an adapter only"),
+        ({"weight_decay": 0.0, "push_to_hub": True}, "push_to_hub is not there"),
+        ({"weight_decay": 0.0, "auto_find_batch_size": True}, "auto_find_batch_size is not there"),
+        ({"weight_decay": 0.0, "optim": "adafactor"}, "is another than torch's Adafactor: take one of torch's"),
+    ):
+        with pytest.raises(TrainingError, match=sentence):
+            SplitTrainer(split.client, SplitTrainingArguments(**options(tmp_path, **wrong)))  # type: ignore[arg-type]
+        assert split.client.run is None
+    with pytest.raises(ValueError, match="eval_dataset"):
+        SplitTrainer(
+            split.client, SplitTrainingArguments(**options(tmp_path, eval_strategy="steps", eval_steps=1)), lora=lora()
+        )
+    assert split.client.run is None, "a trainer that cannot be made leaves no training"
     with pytest.raises(TrainingError, match="train= takes one or more of"):
         SplitTrainer(split.client, SplitTrainingArguments(**options(tmp_path, train_parts=["head"])), lora=lora())
     trainer = trainer_of(split, tmp_path / "none")
     with pytest.raises(TrainingError, match=r"no whole checkpoint of a split training in .*none"):
         trainer.train(resume_from_checkpoint=True)
+    with pytest.raises(TrainingError, match="its run is taken over as it is: leave lora= out"):
+        SplitTrainer(split.client, arguments, lora=lora())
     trainer.run.save_checkpoint("split", tmp_path / "checkpoint-1")
     (tmp_path / "checkpoint-1" / "trainer_state.json").write_text(json.dumps({}))
     trainer.run.close()

@@ -1,15 +1,21 @@
 """What `splitlearn train` shows on the way."""
 
 import sys
-import time
 from typing import Any
 
 from rich.console import Console
-from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
+from transformers import ProgressCallback, TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 
 NUM_LINES = 20
 """Lines of a whole training, about."""
 SHOWN = (("loss", "loss {:.4f}"), ("eval_loss", "held out {:.4f}"), ("grad_norm", "norm {:.3g}"))
+
+
+class Bar(ProgressCallback):
+    """A bar that moves, without the numbers."""
+
+    def on_log(self, *args: Any, **kwargs: Any) -> None:
+        """Leave them to the lines."""
 
 
 class Lines(TrainerCallback):
@@ -22,7 +28,6 @@ class Lines(TrainerCallback):
     def __init__(self, out: Console) -> None:
         self._out = out
         self._said_at_step = 0
-        self._began_s = time.monotonic()
 
     def on_log(
         self,

@@ -10,7 +10,7 @@ from rich.console import Console
 from transformers import PreTrainedTokenizerBase
 
 from splitlearn.cli.options import DtypeName, Model, Revision, SplitAt, blamed_on, parse_dtype, parse_split_points
-from splitlearn.cli.progress import Lines, has_terminal
+from splitlearn.cli.progress import Bar, Lines, has_terminal
 from splitlearn.cli.quiet import set_up_logging
 from splitlearn.cli.security import Certificate, Key, Token, TrustedCA, UseTLS, connection_options
 from splitlearn.errors import OptionError, needing
@@ -144,32 +144,30 @@ def train(
             disable_tqdm=not has_terminal(),
         )
     speak(out, trainer)
-    run(out, trainer, output, resume=resume)
+    try:
+        run(out, trainer, output, resume=resume)
+    finally:
+        trainer.run.close()
+        trainer.run.model.trunk.close()
 
 
 def run(out: Console, trainer: "SplitTrainer", output: Path, *, resume: bool) -> None:
-    """Train, evaluate, and say where everything is."""
+    """Train, say where everything is, and evaluate."""
     before = trainer.evaluate()["eval_loss"] if not resume else None
     trainer.train(resume_from_checkpoint=resume or None)
-    after = trainer.evaluate()["eval_loss"]
-    out.print(f"loss on what was held out: {after:.4f}" + ("" if before is None else f", before {before:.4f}"))
     if trainer.run.adapter is not None:
         trainer.save_model(str(output / ADAPTER))
         out.print(f"adapter of the whole model, for PeftModel.from_pretrained: {output / ADAPTER}")
     else:
         trainer.run.save_checkpoint("weights", output)
         out.print(f"what was trained, both sides: {output / 'weights'}")
-    trainer.run.close()
-    trainer.run.model.trunk.close()
+    after = trainer.evaluate()["eval_loss"]
+    out.print(f"loss on what was held out: {after:.4f}" + ("" if before is None else f", before {before:.4f}"))
 
 
 def speak(out: Console, trainer: "SplitTrainer") -> None:
     """Have a trainer print lines of ours instead of its dictionaries."""
     from transformers import PrinterCallback, ProgressCallback
-
-    class Bar(ProgressCallback):
-        def on_log(self, *args: Any, **kwargs: Any) -> None:
-            """Leave the numbers to the lines."""
 
     trainer.pop_callback(PrinterCallback)
     if trainer.pop_callback(ProgressCallback) is not None:

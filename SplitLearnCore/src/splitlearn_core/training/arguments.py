@@ -32,10 +32,6 @@ class SplitTrainingArguments(TrainingArguments):
         metadata={"help": "Norms far above those before: skip, lower_rate or stop. Default: not looked at."},
     )
     guard_spike_factor: float = field(default=10.0, metadata={"help": "How far above: times their median."})
-    guard_lost: str = field(
-        default="stop",
-        metadata={"help": "A batch lost on the way to a trunk that still has the training: skip or stop."},
-    )
     guard_max_in_a_row: int = field(default=10, metadata={"help": "Updates left out one after the other at most."})
     reconnect_timeout_s: float = field(
         default=600.0,
@@ -54,7 +50,6 @@ class SplitTrainingArguments(TrainingArguments):
         return GuardConfig(
             on_nonfinite=self.guard_nonfinite,  # type: ignore[arg-type]  # looked at there
             on_spike=self.guard_spike,  # type: ignore[arg-type]
-            on_lost=self.guard_lost,  # type: ignore[arg-type]
             spike_factor=self.guard_spike_factor,
             max_in_a_row=self.guard_max_in_a_row,
         )

@@ -21,15 +21,16 @@ from safetensors.torch import save_file
 from torch import nn, optim
 
 from splitlearn_core.errors import CheckpointError, TrainingError
-from splitlearn_core.training.optimizers import said_of
+from splitlearn_core.training.generators import generator_states, restore_generators
+from splitlearn_core.training.optimizers import plain, said_of
 from splitlearn_core.training.port import TrunkTraining
 
 if TYPE_CHECKING:
+    from splitlearn_core.training.adapters import Adapter
     from splitlearn_core.training.run import TrainingRun
 
 PARAMETER = "parameter "
 """What stands before a parameter's name; before it stands the optimizer's word for anything else, as `exp_avg `."""
-RANDOM_STATE = "random state"
 TRAINING = "training.safetensors"
 CLIENT, TRUNK = "client: ", "trunk: "
 """What the names of each side's tensors begin with."""
@@ -47,7 +48,7 @@ def save_checkpoint(run: TrainingRun, directory: Path) -> None:
         "guard": run.guard.state(),
         **belonging(run),
     }
-    client = {**client_state(run), RANDOM_STATE: torch.get_rng_state()}
+    client = {**client_state(run), **generator_states()}
     trunk = run.passes.training.read_state() if run.passes.is_trainable else {}
     tensors = {CLIENT + name: tensor for name, tensor in client.items()}
     tensors |= {TRUNK + name: tensor for name, tensor in trunk.items()}
@@ -79,7 +80,7 @@ def load_checkpoint(run: TrainingRun, directory: Path) -> None:
         group.update({name: restored(value, group.get(name)) for name, value in options.items()})
     run.optimizer.zero_grad()
     run.guard.restore(told["guard"])
-    torch.set_rng_state(client[RANDOM_STATE])
+    restore_generators(client)
 
 
 def training_with_state(run: TrainingRun, state: Mapping[str, torch.Tensor], update_id: int) -> TrunkTraining:
@@ -171,7 +172,7 @@ def put_optimizer_state(
     optimizer.state.clear()
     for full_name, tensor in tensors.items():
         key, _, name = full_name.partition(" ")
-        if key != PARAMETER.strip() and full_name != RANDOM_STATE:
+        if key != PARAMETER.strip() and name in own:
             optimizer.state[own[name]][key] = tensor.to(own[name].device if tensor.dim() else "cpu", copy=True)
     for name, kept in numbers.items():
         optimizer.state[own[name]].update(kept)
@@ -186,7 +187,14 @@ def belonging(run: TrainingRun) -> dict[str, Any]:
         "fingerprint": info.fingerprint,
         "optimizer": type(run.optimizer).__name__,
         "modules": None if run.adapter is None else list(run.adapter.modules),
+        "adapter": None if run.adapter is None else settings_of(run.adapter),
     }
+
+
+def settings_of(adapter: Adapter) -> dict[str, Any]:
+    """Return what makes an adapter beside its values and modules, as JSON has it: ranks, scales, dropout."""
+    described = adapter.described(adapter.tensors)
+    return {name: plain(value) for name, value in described.items() if name != "target_modules"}
 
 
 def restored(value: Any, now: Any) -> Any:

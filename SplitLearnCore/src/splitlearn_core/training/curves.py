@@ -1,6 +1,7 @@
 """The curves of a training as a picture."""
 
 import logging
+import math
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -42,5 +43,5 @@ def draw_curves(log: Sequence[dict[str, Any]], path: Path) -> bool:
 
 
 def points_of(log: Sequence[dict[str, Any]], name: str) -> list[tuple[int, float]]:
-    """Return steps and values of one number, as far as they are finite enough to draw."""
-    return [(entry["step"], float(entry[name])) for entry in log if name in entry]
+    """Return steps and values of one number, as far as they are finite."""
+    return [(entry["step"], float(entry[name])) for entry in log if name in entry and math.isfinite(entry[name])]

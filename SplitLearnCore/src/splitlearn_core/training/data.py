@@ -83,8 +83,7 @@ def read_examples(path: str | Path, tokenizer: PreTrainedTokenizerBase, block_si
 
 
 def _lines(path: Path, tokenizer: PreTrainedTokenizerBase, block_size: int) -> Iterator[tuple[list[int], int]]:
-    number = 0
-    for number, line in enumerate(_read(path).splitlines(), start=1):
+    for number, line in enumerate(_read(path).split("\n"), start=1):
         if not line.strip():
             continue
         where = f"{path}, line {number}"
@@ -100,8 +99,6 @@ def _lines(path: Path, tokenizer: PreTrainedTokenizerBase, block_size: int) -> I
         if len(ids) < 2 or len(ids) == len(given):
             raise TrainingDataError(f"{where} has {len(ids)} tokens: there is nothing to predict in it")
         yield ids, len(given)
-    if not number:
-        raise TrainingDataError(f"{path} is empty: expected an example a line")
 
 
 def _texts(line: str, where: str) -> tuple[str, str]:

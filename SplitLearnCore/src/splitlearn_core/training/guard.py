@@ -45,8 +45,6 @@ class GuardConfig:
     on_spike: Literal["skip", "lower_rate", "stop"] | None = None
     """About a norm at a cut that is `spike_factor` times the median of those before; None to look at none. Leave it out
     where a scaler changes the scale of the loss."""
-    on_lost: Literal["skip", "stop"] = "stop"
-    """About a batch that the network lost, where the trunk still has the training."""
     spike_factor: float = 10.0
     """Times the median."""
     window: int = 50
@@ -61,7 +59,6 @@ class GuardConfig:
         checks = {
             f"on_nonfinite is one of {', '.join(reactions)}": self.on_nonfinite in reactions,
             f"on_spike is None or one of {', '.join(reactions)}": self.on_spike is None or self.on_spike in reactions,
-            "on_lost is skip or stop": self.on_lost in (Reaction.SKIP, Reaction.STOP),
             "spike_factor is above 1": self.spike_factor > 1,
             "window is at least 5": self.window >= 5,
             "lower_rate_by is between 0 and 1": 0 < self.lower_rate_by < 1,
@@ -76,7 +73,7 @@ class Finding(NamedTuple):
     """What is wrong with the gradients of an update."""
 
     kind: str
-    """`nonfinite`, `spike` or `lost`: what is counted."""
+    """`nonfinite` or `spike`: what is counted."""
     sentence: str
     """For a log, with numbers."""
     reaction: Reaction
@@ -98,26 +95,16 @@ class Guard:
         """By what all rates are multiplied now."""
         self._norms: dict[str, float] = {}
         self._before: dict[str, deque[float]] = {}
-        self._lost = ""
         self._in_a_row = 0
 
     def __repr__(self) -> str:
         counts = ", ".join(f"{count} {kind}" for kind, count in self.counts.items()) or "nothing"
         return f"<guard: {counts} so far, {self._in_a_row} in a row, rates times {self.rate_factor:g}>"
 
-    @property
-    def has_seen_cut(self) -> bool:
-        """Whether a gradient has crossed a cut since the last update."""
-        return bool(self._norms)
-
     def see(self, where: str, norm: float) -> None:
         """Note the norm of a gradient of the update that is being prepared; of several passes the largest counts."""
         before = self._norms.get(where, 0.0)
         self._norms[where] = norm if norm > before or math.isnan(norm) else before  # NaN stays, whatever follows
-
-    def lose(self, reason: str) -> None:
-        """Note that a batch of this update was lost on the way."""
-        self._lost = reason
 
     def find(self, *, is_finite: bool) -> Finding | None:
         """Judge the update that was prepared; None where nothing is wrong with it. Begins the next.
@@ -129,7 +116,7 @@ class Guard:
             TrainingError: too many in a row, or the configuration says so.
         """
         finding = self._finding(is_finite)
-        norms, self._norms, self._lost = self._norms, {}, ""
+        norms, self._norms = self._norms, {}
         if finding is None:
             self._in_a_row = 0
             for where, norm in norms.items():
@@ -140,8 +127,6 @@ class Guard:
         return finding
 
     def _finding(self, is_finite: bool) -> Finding | None:
-        if self._lost:
-            return Finding("lost", f"a batch was lost on the way to the trunk ({self._lost})", Reaction.SKIP)
         if not is_finite:
             where = next((w for w, norm in self._norms.items() if not math.isfinite(norm)), CLIENT)
             return Finding("nonfinite", f"NaN or infinity {where}", Reaction(self.config.on_nonfinite))
@@ -186,4 +171,4 @@ class Guard:
         self.rate_factor = state["rate_factor"]
         self._before = {where: deque(norms, maxlen=self.config.window) for where, norms in state["norms"].items()}
         self._in_a_row = state["row"]
-        self._norms, self._lost = {}, ""
+        self._norms = {}

@@ -142,7 +142,12 @@ def start_training(
     """
     if model.run is not None:
         raise TrainingError("this model trains already: run.close() ends that, and another may begin")
-    base = optimizer if isinstance(optimizer, type) else optimizer_class(optimizer)
+    base = optimizer_class(optimizer if isinstance(optimizer, str) else optimizer.__name__)
+    if isinstance(optimizer, type) and base is not optimizer:
+        raise TrainingError(
+            f"the trunk knows optimizers by their names in torch.optim, {optimizer.__module__}.{optimizer.__name__} "
+            f"is another than torch's {base.__name__}: take one of torch's"
+        )
     group = defaults_of(base, options)
     trainable = choose(model, train, lora)
     spec = trunk_spec(trainable, base, said_of(group), recompute=float(recompute))

@@ -4,6 +4,7 @@ Progress bars, evaluation, schedules, accumulation, clipping and reports are `Tr
 directory `checkpoint-N`; beside `Trainer`'s files there are both halves of the training, in `split/`.
 """
 
+import json
 import logging
 import shutil
 import time
@@ -14,7 +15,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import nn
 
-from splitlearn_core.errors import TrainingError, TrainingLostError
+from splitlearn_core.errors import TrainingBusyError, TrainingError
 from splitlearn_core.parts.client import SplitModel
 from splitlearn_core.training.arguments import SplitTrainingArguments
 from splitlearn_core.training.curves import CURVES, draw_curves
@@ -23,7 +24,7 @@ from splitlearn_core.training.run import TrainingRun
 try:
     from transformers import Trainer
     from transformers.trainer import SCHEDULER_NAME, TRAINER_STATE_NAME
-    from transformers.trainer_utils import TrainOutput
+    from transformers.trainer_utils import PREFIX_CHECKPOINT_DIR, TrainOutput
 except ImportError as error:
     raise ImportError("SplitTrainer needs accelerate: pip install 'splitlearn-core[train]'") from error
 
@@ -35,9 +36,10 @@ HALVES = "split"
 """Directory of both halves in a checkpoint of `Trainer`."""
 BEGINNING = "beginning"
 """The checkpoint that is there before the first step, until there is another."""
-LOST = (ConnectionError, TimeoutError)
-"""What a trunk that cannot be reached raises, whatever the wire is."""
-LONGEST_PAUSE_S = 5.0
+LOST = (ConnectionError, TimeoutError, TrainingBusyError)
+"""What a trunk raises that cannot be reached, whatever the wire is, or has no room yet, as for a client that comes back
+before its old place is free."""
+FIRST_PAUSE_S, LONGEST_PAUSE_S = 0.1, 5.0
 
 
 class SplitTrainer(Trainer):
@@ -68,10 +70,20 @@ class SplitTrainer(Trainer):
         if refused := sorted({"optimizers", "optimizer_cls_and_kwargs", "model_init"} & set(others)):
             raise TrainingError(f"SplitTrainer makes the optimizer of both sides itself; it takes no {refused[0]}")
         self.arguments = args = args or SplitTrainingArguments()
+        check_arguments(args, has_adapter=lora is not None or (model.run is not None and model.run.adapter is not None))
+        if model.run is not None and lora is not None:
+            raise TrainingError("this model trains already, and its run is taken over as it is: leave lora= out")
         self.directory = Path(args.output_dir or ".")
-        self.run = model.run or _start(model, args, lora)
+        is_new, self.run = model.run is None, model.run or _start(model, args, lora)
         self._times: Mapping[str, float] = {}
-        super().__init__(model, args, optimizers=(self.run.optimizer, None), **others)
+        self._patience = Patience(args.reconnect_timeout_s, time.monotonic())
+        self._last_saved: Path | None = None
+        try:
+            super().__init__(model, args, optimizers=(self.run.optimizer, None), **others)
+        except BaseException:
+            if is_new:
+                self.run.close()
+            raise
 
     def train(self, resume_from_checkpoint: str | bool | None = None, *args: Any, **kwargs: Any) -> TrainOutput:
         """Train; when the trunk is lost, wait for it and go on from the last checkpoint, bit for bit.
@@ -85,19 +97,25 @@ class SplitTrainer(Trainer):
             TrainingError: there is no such checkpoint, it is of another training, or updates make no sense any more.
             ConnectionError: the trunk was lost and did not come back in `reconnect_timeout_s`.
         """
-        checkpoint = self._checkpoint(resume_from_checkpoint)
-        if checkpoint is None:
+        # Of what lies in the output directory only that is gone back to which belongs to this training.
+        self._last_saved = self._checkpoint(resume_from_checkpoint)
+        scaler = getattr(self.accelerator, "scaler", None)
+        scale = None if scaler is None else scaler.state_dict()
+        if self._last_saved is None:
             self.run.save_checkpoint(BEGINNING, self.directory)
-        patience = Patience(self.arguments.reconnect_timeout_s)
         while True:
+            self._times = {}
             try:
-                done = super().train(None if checkpoint is None else str(checkpoint), *args, **kwargs)
+                done = super().train(None if self._last_saved is None else str(self._last_saved), *args, **kwargs)
                 break
             except LOST as error:
-                patience.wait(error, self.state.global_step)
-                checkpoint = last_checkpoint(self.directory)
-                if checkpoint is None:
-                    self._begin_again(patience)
+                self._wait(error)
+                if scaler is not None:  # it remembers to have undone the scale of gradients that are gone
+                    scaler._per_optimizer_states.clear()
+                if self._last_saved is None:
+                    self._begin_again()
+                    if scaler is not None:
+                        scaler.load_state_dict(scale)
         shutil.rmtree(self.directory / BEGINNING, ignore_errors=True)
         if self.arguments.draw_curves:
             draw_curves(self.state.log_history, self.directory / CURVES)
@@ -110,27 +128,29 @@ class SplitTrainer(Trainer):
         if found is None or not is_whole(found):
             where = self.directory if found is None else found
             raise TrainingError(
-                f"there is no whole checkpoint of a split training in {where}; leave --resume out to begin"
+                f"there is no whole checkpoint of a split training in {where}: begin one without resuming"
             )
         return found
 
-    def _begin_again(self, patience: "Patience") -> None:
+    def _begin_again(self) -> None:
         while True:
             try:
                 return self.run.resume(BEGINNING, self.directory)
             except LOST as error:
-                patience.wait(error, 0)
+                self._wait(error)
+
+    def _wait(self, error: Exception) -> None:
+        pause_s = self._patience.next_pause_s(time.monotonic())
+        if pause_s is None:
+            raise error
+        logger.warning("the trunk was lost at step %d, and is waited for: %s", self.state.global_step, error)
+        time.sleep(pause_s)
 
     def training_step(self, model: nn.Module, inputs: dict[str, Any], *args: Any, **kwargs: Any) -> torch.Tensor:
-        """Do one forward and backward; a batch that the network lost may be left out."""
-        try:
-            return super().training_step(model, inputs, *args, **kwargs)
-        except LOST as error:
-            if self.arguments.guard_lost != "skip" or isinstance(error, TrainingLostError):
-                raise
-            logger.warning("a batch was lost on the way, and is left out: %s", error)
-            self.run.guard.lose(str(error))
-            return torch.zeros((), device=self.args.device)
+        """Do one forward and backward."""
+        loss = super().training_step(model, inputs, *args, **kwargs)
+        self._patience.note_alive(time.monotonic())
+        return loss
 
     def log(self, logs: dict[str, float], *args: Any, **kwargs: Any) -> None:
         """Report, and beside what `Trainer` reports how fast it went and where the time went."""
@@ -163,6 +183,13 @@ class SplitTrainer(Trainer):
         if self.processing_class is not None:
             self.processing_class.save_pretrained(directory)
 
+    def _save_checkpoint(self, model: nn.Module, trial: Any) -> None:
+        directory = self.directory / f"{PREFIX_CHECKPOINT_DIR}-{self.state.global_step}"
+        # What is written last says that it is whole: not that of an earlier training in this place.
+        (directory / TRAINER_STATE_NAME).unlink(missing_ok=True)
+        super()._save_checkpoint(model, trial)
+        self._last_saved = directory
+
     def _save_optimizer_and_scheduler(self, output_dir: str) -> None:
         self.run.save_checkpoint(HALVES, output_dir)
         assert self.lr_scheduler is not None, "it is made before the first step"
@@ -190,28 +217,29 @@ class SplitTrainer(Trainer):
 
 
 class Patience:
-    """How long a lost trunk is waited for; anew whenever some step was done since.
+    """How long a lost trunk is waited for, counted from when it last did anything. Pure: times are handed in.
 
     Args:
-        timeout_s: in all.
+        timeout_s: how long.
+        now_s: the time, on whatever clock.
     """
 
-    def __init__(self, timeout_s: float) -> None:
+    def __init__(self, timeout_s: float, now_s: float) -> None:
         self._timeout_s = timeout_s
-        self._since_s: float | None = None
-        self._at_step = -1
-        self._pause_s = 0.1
+        self._alive_s = now_s
+        self._pause_s = FIRST_PAUSE_S
 
-    def wait(self, error: Exception, at_step: int) -> None:
-        """Wait a little before the next try; raises the error when there was time enough."""
-        now_s = time.monotonic()
-        if self._since_s is None or at_step > self._at_step:
-            self._since_s, self._at_step, self._pause_s = now_s, at_step, 0.1
-        if now_s - self._since_s >= self._timeout_s:
-            raise error
-        logger.warning("the trunk was lost at step %d, and is waited for: %s", at_step, error)
-        time.sleep(min(self._pause_s, self._timeout_s - (now_s - self._since_s)))
-        self._pause_s = min(2 * self._pause_s, LONGEST_PAUSE_S)
+    def note_alive(self, now_s: float) -> None:
+        """Note that the trunk has done something."""
+        self._alive_s, self._pause_s = now_s, FIRST_PAUSE_S
+
+    def next_pause_s(self, now_s: float) -> float | None:
+        """Return how long to wait before the next try; None when it was long enough."""
+        left_s = self._alive_s + self._timeout_s - now_s
+        if left_s <= 0:
+            return None
+        pause_s, self._pause_s = self._pause_s, min(2 * self._pause_s, LONGEST_PAUSE_S)
+        return min(pause_s, left_s)
 
 
 def last_checkpoint(output_dir: str | Path) -> Path | None:
@@ -222,7 +250,32 @@ def last_checkpoint(output_dir: str | Path) -> Path | None:
 
 def is_whole(checkpoint: Path) -> bool:
     """Return whether a checkpoint was written to its end: the state of `Trainer` comes last."""
-    return (checkpoint / HALVES).is_dir() and (checkpoint / TRAINER_STATE_NAME).is_file()
+    try:
+        state = json.loads((checkpoint / TRAINER_STATE_NAME).read_text(encoding="utf-8"))
+    except (OSError, ValueError):
+        return False
+    return (checkpoint / HALVES).is_dir() and isinstance(state, dict)
+
+
+def check_arguments(args: SplitTrainingArguments, *, has_adapter: bool) -> None:
+    """Refuse what a training across the cut does not do, before anything is asked for.
+
+    Raises:
+        TrainingError: an argument of `Trainer` that would be ignored, or end otherwise than on the whole model.
+    """
+    refusals = {
+        "weight_decay with all weights: Trainer leaves biases and norms out, and the trunk's are not here to be told "
+        "apart; train an adapter, or set weight_decay=0": args.weight_decay > 0 and not has_adapter,
+        "save_only_model keeps an adapter only: pass lora=, and leave load_best_model_at_end out": args.save_only_model
+        and (args.load_best_model_at_end or not has_adapter),
+        "push_to_hub is not there: push the directory of save_model()": args.push_to_hub,
+        "auto_find_batch_size is not there: it is the trunk that refuses what does not fit": args.auto_find_batch_size,
+        f"one process and one device of a client train; there are {args.world_size} processes and {args.n_gpu} GPUs: "
+        "start without torchrun, with CUDA_VISIBLE_DEVICES naming one": args.world_size > 1 or args.n_gpu > 1,
+    }
+    for sentence, applies in refusals.items():
+        if applies:
+            raise TrainingError(sentence)
 
 
 def _start(model: SplitModel, args: SplitTrainingArguments, lora: "LoraConfig | None") -> TrainingRun:
