@@ -24,6 +24,7 @@ TABLES = (
     "attention",
     "compiling",
     "training_step",
+    "prose",
 )
 
 
