@@ -22,7 +22,7 @@ from torch import nn, optim
 
 from splitlearn_core.errors import CheckpointError, TrainingError
 from splitlearn_core.training.generators import generator_states, restore_generators
-from splitlearn_core.training.optimizers import plain, said_of
+from splitlearn_core.training.optimizers import said_of
 from splitlearn_core.training.port import TrunkTraining
 
 if TYPE_CHECKING:
@@ -194,7 +194,7 @@ def belonging(run: TrainingRun) -> dict[str, Any]:
 def settings_of(adapter: Adapter) -> dict[str, Any]:
     """Return what makes an adapter beside its values and modules, as JSON has it: ranks, scales, dropout."""
     described = adapter.described(adapter.tensors)
-    return {name: plain(value) for name, value in described.items() if name != "target_modules"}
+    return {name: value for name, value in described.items() if name != "target_modules"}
 
 
 def restored(value: Any, now: Any) -> Any:
