@@ -44,7 +44,7 @@ def train(
         typer.Option(help="host:port or unix:/path of a trunk server. Default: load the trunk into this process."),
     ] = None,
     trunk_model: Annotated[
-        str | None, typer.Option(help="With --trunk: name of the model there, where a server has several.")
+        str | None, typer.Option(help="With --trunk: name of the model there. Default: the only one.")
     ] = None,
     output: Annotated[Path, typer.Option(help="Directory for checkpoints, the adapter and curves.png.")] = Path(
         "trained"
@@ -71,7 +71,9 @@ def train(
         int | None, typer.Option(min=1, help="Evaluate every so many updates. Default: at the end.")
     ] = None,
     save_steps: Annotated[int, typer.Option(min=1, help="Write a checkpoint every so many updates.")] = 100,
-    resume: Annotated[bool, typer.Option("--resume", help="Go on from the last checkpoint in --output.")] = False,
+    resume: Annotated[
+        bool, typer.Option("--resume", help="Go on from the last checkpoint in --output. Default: begin.")
+    ] = False,
     seed: Annotated[int, typer.Option(help="Of the order of the data, dropout, and the adapter's first values.")] = 0,
     report_to: Annotated[
         str, typer.Option(help="tensorboard, trackio or another of transformers' reports, where it is installed.")

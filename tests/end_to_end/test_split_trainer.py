@@ -1,0 +1,78 @@
+"""`SplitTrainer` with a server in another process, which is killed and comes back."""
+
+from contextlib import ExitStack
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from peft import LoraConfig
+from transformers import TrainerCallback
+
+from splitlearn import SplitModelForCausalLM
+from splitlearn.training import SplitTrainer, SplitTrainingArguments
+from tests.support.checkpoints import save_tiny
+from tests.support.training import batches, whole_weights
+from tests.support.trunk_process import TrunkProcess
+
+
+class Replaced(TrainerCallback):
+    """Kills the server behind some update, and starts another at its address."""
+
+    def __init__(self, stack: ExitStack, model: Path, at_step: int) -> None:
+        self._stack, self._model, self._at_step = stack, model, at_step
+        self._process = stack.enter_context(TrunkProcess())
+        self.address = self._process.start(model)
+        self.was_replaced = False
+
+    def on_step_end(self, args: Any, state: Any, control: Any, **_: Any) -> None:
+        if state.global_step == self._at_step and not self.was_replaced:
+            self._process.kill()
+            other = self._stack.enter_context(TrunkProcess())
+            assert other.start(self._model, port=int(self.address.rpartition(":")[2])) == self.address
+            self.was_replaced = True
+
+
+def trained(model: Path, directory: Path, *, trunk: str | None, callback: TrainerCallback | None = None) -> Any:
+    torch.manual_seed(5)
+    split = SplitModelForCausalLM.from_pretrained(str(model), trunk=trunk)
+    rows = [{key: tensor[row] for key, tensor in batch.items()} for batch in batches(6) for row in (0, 1)]
+    arguments = SplitTrainingArguments(
+        output_dir=str(directory),
+        max_steps=6,
+        per_device_train_batch_size=2,
+        learning_rate=1e-2,
+        logging_steps=1,
+        eval_strategy="steps",
+        eval_steps=3,
+        save_steps=2,
+        use_cpu=True,
+        disable_tqdm=True,
+    )
+    trainer = SplitTrainer(
+        split,
+        arguments,
+        lora=LoraConfig(r=2, target_modules="all-linear"),
+        train_dataset=rows,
+        eval_dataset=rows[:4],
+        callbacks=[] if callback is None else [callback],
+    )
+    trainer.train()
+    return trainer
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("at_step", [1, 3, 5])
+def test_a_server_that_is_killed_is_waited_for(tmp_path: Path, at_step: int) -> None:
+    model = save_tiny("llama", tmp_path / "model")
+    expected = trained(model, tmp_path / "local", trunk=None)
+    with ExitStack() as stack:
+        callback = Replaced(stack, model, at_step)
+        got = trained(model, tmp_path / "remote", trunk=callback.address, callback=callback)
+        assert callback.was_replaced
+        weights = whole_weights(got.run)
+        assert all(torch.equal(weights[name], tensor) for name, tensor in whole_weights(expected.run).items())
+        losses = [[e["eval_loss"] for e in each.state.log_history if "eval_loss" in e][-1] for each in (expected, got)]
+        assert losses[0] == losses[1]
+        got.run.close()
+        got.model.trunk.close()
