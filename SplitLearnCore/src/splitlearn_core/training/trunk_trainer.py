@@ -205,6 +205,8 @@ class TrunkTrainer(TrunkTraining):
             self._forget(pass_id)
 
     def _through(self, kept: Pass, gradient_BTH: torch.Tensor, wants_input_gradient: bool) -> BackwardResult:
+        if not self.trunk.training:  # somebody has evaluated with it, and layers that are computed again drop out
+            self.trunk.train()
         wanted = [*self.trainable.values(), *([kept.entered_BTH] if wants_input_gradient else [])]
         if wanted:
             torch.autograd.backward(kept.left_BTH, gradient_BTH.to(kept.left_BTH.device), inputs=wanted)
