@@ -4,10 +4,12 @@ import copy
 
 import pytest
 import torch
-from peft import LoraConfig, get_peft_model
+from peft import LoraConfig, get_peft_model, inject_adapter_in_model
+from torch import nn
+from transformers.pytorch_utils import Conv1D
 
 from splitlearn_core.errors import AdapterError
-from splitlearn_core.training.adapters import MAX_VALUES, adapter_of, value_for
+from splitlearn_core.training.adapters import MAX_VALUES, adapter_of, shapes_for, value_for
 from tests.support.families import tiny_split
 from tests.support.training import assert_same, fit, without_prefix
 
@@ -60,3 +62,22 @@ def test_so_many_different_values_are_not_looked_through() -> None:
     adapter_of({**fields, "alpha_pattern": dict.fromkeys(modules, 3)}, {})
     with pytest.raises(AdapterError, match="expected 128 different values at most in alpha_pattern; got 129"):
         adapter_of({**fields, "alpha_pattern": {name: value for value, name in enumerate(modules)}}, {})
+
+
+@pytest.mark.filterwarnings("ignore:fan_in_fan_out", "ignore:LoRA adapter added to ConvNd")
+@pytest.mark.parametrize(
+    "module",
+    [
+        nn.Linear(3, 5),
+        Conv1D(5, 3),
+        nn.Embedding(7, 3),
+        nn.Conv1d(4, 6, kernel_size=3, groups=2),
+        nn.Conv2d(3, 5, kernel_size=(2, 3)),
+    ],
+    ids=repr,
+)
+def test_values_are_expected_in_the_shapes_that_peft_gives_them(module: nn.Module) -> None:
+    model = nn.ModuleDict({"it": module})
+    inject_adapter_in_model(LoraConfig(r=2, target_modules=["it"]), model)
+    drawn = {name: list(p.shape) for name, p in model["it"].named_parameters() if p.requires_grad}
+    assert drawn == shapes_for(module, 2)

@@ -14,6 +14,7 @@ from typing import Any
 import torch
 from torch import nn
 from transformers import PreTrainedConfig, PreTrainedModel
+from transformers.pytorch_utils import Conv1D
 
 from splitlearn_core.errors import AdapterError
 from splitlearn_core.parts.part import CutModel
@@ -127,14 +128,7 @@ def draw_adapter(
 
 
 def put_into(model: CutModel, adapter: Adapter) -> dict[str, nn.Parameter]:
-    """Put an adapter into a part or a client model, in place; return its parameters by name, in the model's order.
-
-    Raises:
-        AdapterError: the model does not hold all modules of the adapter.
-    """
-    missing = sorted(set(adapter.modules) - {name for name, _ in model.named_modules()})
-    if missing:
-        raise AdapterError(f"the adapter changes {', '.join(missing)}, which this part does not hold")
+    """Put an adapter that fits into a part or a client model, in place; return its parameters by name, in order."""
     if not adapter.modules:
         return {}
     frozen = {name for name, parameter in model.named_parameters() if not parameter.requires_grad}
@@ -144,10 +138,6 @@ def put_into(model: CutModel, adapter: Adapter) -> dict[str, nn.Parameter]:
         if isinstance(module, LoraLayer):
             module.train(model.training)  # peft's new layers drop out, also in a model that evaluates
     put_in = {name: p for name, p in model.named_parameters() if name in adapter.tensors}
-    for name, parameter in put_in.items():
-        if parameter.shape != adapter.tensors[name].shape:
-            came = list(adapter.tensors[name].shape)
-            raise AdapterError(f"expected {name} {list(parameter.shape)}; got {came}")
     # peft freezes whatever is no adapter; what trains beside one is not its business.
     for name, parameter in model.named_parameters():
         if name not in put_in:
@@ -156,6 +146,49 @@ def put_into(model: CutModel, adapter: Adapter) -> dict[str, nn.Parameter]:
         for name, parameter in put_in.items():
             parameter.data = adapter.tensors[name].to(parameter.device, copy=True)
     return put_in
+
+
+def check_fits(model: CutModel, adapter: Adapter) -> None:
+    """Check that an adapter from elsewhere fits into a part, before anything is allocated for it.
+
+    Raises:
+        AdapterError: the part does not hold all its modules, or its values are not those that `peft` has for them.
+    """
+    missing = sorted(set(adapter.modules) - {name for name, _ in model.named_modules()})
+    if missing:
+        raise AdapterError(f"the adapter changes {', '.join(missing)}, which this part does not hold")
+    expected: dict[str, list[int]] = {}
+    for module in adapter.modules:
+        rank = value_for(adapter.config, "rank_pattern", module)
+        expected |= {f"{module}.{name}": shape for name, shape in shapes_for(model.get_submodule(module), rank).items()}
+    for name in (*expected, *adapter.tensors):
+        shape, came = expected.get(name), adapter.tensors.get(name)
+        if shape is None or came is None or list(came.shape) != shape or not came.is_floating_point():
+            wanted = "no value of that name" if shape is None else f"floating-point numbers {shape}"
+            got = "none" if came is None else f"{list(came.shape)} in {came.dtype}"
+            raise AdapterError(f"expected of {name} {wanted}; got {got}: send an adapter of this model and rank")
+
+
+def shapes_for(module: nn.Module, rank: int) -> dict[str, list[int]]:
+    """Return the shapes that `peft` gives to an adapter of a module, by the names of its values in it.
+
+    Raises:
+        AdapterError: there are none of such a module, or of that rank.
+    """
+    down, up = f"lora_A.{ADAPTER_NAME}.weight", f"lora_B.{ADAPTER_NAME}.weight"
+    if isinstance(module, nn.Linear):
+        return {down: [rank, module.in_features], up: [module.out_features, rank]}
+    if isinstance(module, Conv1D):
+        num_in, num_out = module.weight.shape
+        return {down: [rank, num_in], up: [num_out, rank]}
+    if isinstance(module, nn.Embedding):
+        down, up = f"lora_embedding_A.{ADAPTER_NAME}", f"lora_embedding_B.{ADAPTER_NAME}"
+        return {down: [rank, module.num_embeddings], up: [module.embedding_dim, rank]}
+    if isinstance(module, (nn.Conv1d, nn.Conv2d, nn.Conv3d)) and rank % module.groups == 0:
+        ones = [1] * len(module.kernel_size)
+        of_up = [module.out_channels, rank // module.groups, *ones]
+        return {down: [rank, module.in_channels, *module.kernel_size], up: of_up}
+    raise AdapterError(f"there is no adapter of rank {rank} of a {module}: leave it out of target_modules")
 
 
 def adapter_of(fields: Mapping[str, Any], tensors: Mapping[str, torch.Tensor]) -> Adapter:

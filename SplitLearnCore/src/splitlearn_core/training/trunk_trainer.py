@@ -378,4 +378,6 @@ def with_adapter(trunk: Trunk, lora: Mapping[str, Any], tensors: Mapping[str, to
         from splitlearn_core.training import adapters
     except ImportError as error:
         raise ImportError("this process trains no adapter: pip install 'splitlearn-core[train]'") from error
-    return adapters.put_into(trunk, adapters.adapter_of(lora, tensors))
+    adapter = adapters.adapter_of(lora, tensors)
+    adapters.check_fits(trunk, adapter)
+    return adapters.put_into(trunk, adapter)
