@@ -6,7 +6,7 @@ Tensor shapes: B rows, T tokens, H hidden size; N trainable parameters.
 import copy
 import functools
 import time
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from typing import Any, NamedTuple
 
 import torch
@@ -248,15 +248,29 @@ class TrunkTrainer(TrunkTraining):
             nothing = torch.empty(0)
             self._passes[pass_id] = kept._replace(entered_BTH=nothing, left_BTH=nothing, num_bytes=0)
 
-    def read_state(self) -> dict[str, torch.Tensor]:
-        """Return copies of the trained parameters and of the optimizer's state, by name, on the CPU."""
+    def state_sizes(self) -> dict[str, int]:
+        """Return the bytes of each tensor that `read_state` returns, by name, in its order; nothing is copied."""
+        return {name: tensor.nbytes for name, tensor in self._state().items()}
+
+    def read_state(self, names: Collection[str] | None = None) -> dict[str, torch.Tensor]:
+        """Return copies of the trained parameters and of the optimizer's state, by name, on the CPU.
+
+        Args:
+            names: of those that are wanted, among `state_sizes`; None for all.
+        """
+        wanted = self._state()
+        if names is not None:
+            wanted = {name: wanted[name] for name in names}
+        return {name: tensor.detach().to("cpu", copy=True) for name, tensor in wanted.items()}
+
+    def _state(self) -> dict[str, torch.Tensor]:
         tensors: dict[str, torch.Tensor] = {f"parameter {n}": p for n, p in self.trainable.items()}
         for name, parameter in self.trainable.items():
             state = {} if self._optimizer is None else self._optimizer.state.get(parameter, {})
             for key, value in state.items():
                 if isinstance(value, torch.Tensor):
                     tensors[f"{key} {name}"] = value
-        return {name: tensor.detach().to("cpu", copy=True) for name, tensor in tensors.items()}
+        return tensors
 
     def write_state(self, state: Mapping[str, torch.Tensor], update_id: int) -> None:
         """Go on from what `read_state` returned after an update."""
