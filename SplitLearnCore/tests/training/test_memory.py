@@ -136,6 +136,7 @@ def test_a_backward_does_not_run_through_what_was_changed_in_place() -> None:
         ("adamw", {}),
         ("adamw", {"amsgrad": True}),
         ("adam", {"foreach": True}),
+        ("adam", {"fused": True, "amsgrad": True}),
         ("sgd", {}),
         ("sgd", {"momentum": 0.9}),
         ("rmsprop", {"momentum": 0.9, "centered": True}),
@@ -159,6 +160,55 @@ def test_what_lasts_is_foreseen(optimizer: str, options: dict[str, Any], lora: b
     trainer.close()
     trainer.close()
     assert memory.num_bytes == 0
+
+
+def own_bytes(trainer: TrunkTrainer) -> int:
+    """What an optimizer keeps beside the parameters."""
+    return sum(size for name, size in trainer.state_sizes().items() if not name.startswith("parameter "))
+
+
+def test_options_that_make_state_later_are_booked_before_the_step() -> None:
+    split, memory = tiny_split("llama"), TrainingMemory()
+    trainer = TrunkTrainer(split.trunk, spec_of(split, optimizer="sgd"), memory)
+    left_BTH = trainer.forward(1, hidden(split, 1, 3), dropout=SEED)
+    trainer.backward(1, torch.ones_like(left_BTH))
+    trainer.update(1, [{"lr": 0.1}])
+    begun_bytes, begun_state = memory.num_bytes, own_bytes(trainer)
+    memory.limit_bytes = begun_bytes
+    before = trainer.read_state()
+    gradients = [p.grad.clone() for p in trainer.trainable.values() if p.grad is not None]
+    with pytest.raises(TrainingMemoryError, match=r"options of this update needs \d+ bytes more"):
+        trainer.update(2, [{"lr": 0.2, "momentum": 0.9}], torch.tensor(0.5))
+    assert (memory.num_bytes, trainer.update_id) == (begun_bytes, 1)
+    assert all(torch.equal(tensor, before[name]) for name, tensor in trainer.read_state().items())
+    assert all(torch.equal(p.grad, g) for p, g in zip(trainer.trainable.values(), gradients, strict=True))
+    trainer.update(2, [{"lr": 0.05}])
+    memory.limit_bytes = None
+    trainer.update(3, [{"momentum": 0.9}])
+    assert own_bytes(trainer) > begun_state
+    assert memory.num_bytes - begun_bytes == own_bytes(trainer) - begun_state
+    # What a momentum has made stays without it, beside what comes.
+    trainer.update(4, [{"momentum": 0.0, "weight_decay": 0.1}])
+    trainer.update(5, [{"momentum": 0.5}])
+    assert memory.num_bytes - begun_bytes == own_bytes(trainer) - begun_state
+    trainer.close()
+    assert memory.num_bytes == 0
+
+
+@pytest.mark.parametrize("options", [{}, {"capturable": True}], ids=["plain", "capturable"])
+def test_a_state_goes_where_its_optimizer_has_it(options: dict[str, Any]) -> None:
+    split = tiny_split("llama")
+    # A device of its own, as an accelerator is.
+    trainer = TrunkTrainer(split.trunk.to("meta"), spec_of(split, lora=None, optimizer="nadam", **options))
+    kept = ("parameter", "step", "mu_product", "exp_avg", "exp_avg_sq")
+    state = {f"{key} {name}": torch.zeros(p.shape) for key in kept for name, p in trainer.trainable.items()}
+    state |= {name: torch.tensor(1.0) for name in state if name.startswith(("step", "mu_product"))}
+    trainer.write_state(state, 1)
+    assert trainer._optimizer is not None
+    for parameter in trainer.trainable.values():
+        places = {key: tensor.device.type for key, tensor in trainer._optimizer.state[parameter].items()}
+        elsewhere = dict.fromkeys(("mu_product", "exp_avg", "exp_avg_sq"), "meta")
+        assert places == {**elsewhere, "step": "meta" if options else "cpu"}
 
 
 def test_an_optimizer_that_does_not_run_without_storage_counts_as_adam() -> None:

@@ -19,6 +19,8 @@ KEEP_LESS = (
     "have none belong under torch.no_grad())"
 )
 """What to do where there is no room for a forward."""
+HOW_ONLY = ("capturable", "foreach", "fused")
+"""Options of how an optimizer's step runs, on some devices only; what it keeps is as large without them."""
 
 
 class TrainingMemory:
@@ -175,7 +177,12 @@ def state_bytes(trunk: nn.Module, spec: TrunkTrainingSpec) -> int:
     for shadow in shadows.values():
         shadow.grad = torch.empty_like(shadow)
     groups = [
-        {**group.options, "params": [shadows[name] for name in group.names if name in shadows]} for group in spec.groups
+        {
+            **group.options,
+            **{name: False for name in HOW_ONLY if name in group.options},
+            "params": [shadows[name] for name in group.names if name in shadows],
+        }
+        for group in spec.groups
     ]
     try:
         optimizer: torch.optim.Optimizer = kind(groups)  # type: ignore[call-arg]

@@ -7,6 +7,7 @@ import copy
 import functools
 import time
 from collections.abc import Collection, Iterable, Mapping, Sequence
+from dataclasses import replace
 from typing import Any, NamedTuple
 
 import torch
@@ -81,6 +82,8 @@ class TrunkTrainer(TrunkTraining):
         self._passes: dict[int, Pass] = {}
         self._newest_pass = 0
         self._optimizer = self._make_optimizer() if self.trainable else None
+        # Of each group, what makes state: an option that is off again leaves what it made.
+        self._widest = [] if self._optimizer is None else [options_of(g) for g in self._optimizer.param_groups]
         self.update_id = 0
         self._is_closed = False
 
@@ -235,11 +238,13 @@ class TrunkTrainer(TrunkTraining):
             raise TrainingError(f"expected update {self.update_id + 1}; got {update_id}")
         if self._optimizer is None or len(options) != len(self._optimizer.param_groups):
             raise TrainingError(f"expected options of {len(self._spec.groups)} groups; got {len(options)}")
-        self._prepare(accumulate=True, scale=scale)
-        for group, now in zip(self._optimizer.param_groups, options, strict=True):
-            known = {name: value for name, value in now.items() if name in self._optimizer.defaults}
-            check_options(type(self._optimizer), known)
-            group.update(known)
+        known = [{name: v for name, v in now.items() if name in self._optimizer.defaults} for now in options]
+        for now in known:
+            check_options(type(self._optimizer), now)
+        self._make_room_for_options(known)
+        self._prepare(accumulate=True, scale=scale)  # last: what was refused may be asked for again
+        for group, now in zip(self._optimizer.param_groups, known, strict=True):
+            group.update(now)
         self._optimizer.step()
         self.update_id = update_id
         # Their gradients would be of other weights: of them only that is kept.
@@ -279,25 +284,43 @@ class TrunkTrainer(TrunkTraining):
         if came != expected:
             differing = ", ".join(sorted(expected ^ came)[:4])
             raise TrainingError(f"the state is of other parameters than those that train: {differing}")
-        self._make_room_for_state(bytes_of(tensor for name, tensor in state.items() if name not in expected))
+        came_bytes = bytes_of(tensor for name, tensor in state.items() if name not in expected)
+        self._make_room_for_state(came_bytes, "the optimizer's state that came", "come back when others have ended")
         with torch.no_grad():
             for name, parameter in self.trainable.items():
                 parameter.copy_(state[f"parameter {name}"])
         if self._optimizer is not None:
             self._optimizer.state.clear()
+            group_of = {id(p): group for group in self._optimizer.param_groups for p in group["params"]}
             for full_name, tensor in state.items():
                 key, _, name = full_name.partition(" ")
                 if key != "parameter":
-                    # Numbers of steps stay on the CPU, where torch has them.
-                    device = self.trainable[name].device if tensor.dim() else "cpu"
-                    self._optimizer.state[self.trainable[name]][key] = tensor.to(device, copy=True)
+                    parameter = self.trainable[name]
+                    device = place_of_state(key, parameter, group_of[id(parameter)])
+                    self._optimizer.state[parameter][key] = tensor.to(device, copy=True)
         self._forget_all()
         self.update_id = update_id
 
-    def _make_room_for_state(self, num_bytes: int) -> None:
-        """Book what an optimizer's state takes that came from elsewhere, should it be more than was foreseen."""
+    def _make_room_for_options(self, options: Sequence[Mapping[str, Any]]) -> None:
+        """Book what an optimizer keeps under options that were zero up to now, such as a momentum."""
+        widest = [
+            before | {n: v for n, v in now.items() if v} for before, now in zip(self._widest, options, strict=True)
+        ]
+        # Of whatever is not zero only the values change, and those at every step of a schedule.
+        if [*map(switched_on, widest)] == [*map(switched_on, self._widest)]:
+            return
+        groups = [replace(group, options=now) for group, now in zip(self._spec.groups, widest, strict=True)]
+        self._make_room_for_state(
+            state_bytes(self.trunk, replace(self._spec, groups=groups)),
+            "the optimizer's state under the options of this update",
+            "leave them as they were, or come back when others have ended",
+        )
+        self._widest = widest
+
+    def _make_room_for_state(self, num_bytes: int, what: str, advice: str) -> None:
+        """Book what an optimizer's state takes, should it be more than was foreseen."""
         more = max(0, num_bytes - self._state_bytes)
-        self._memory.take(more, "the optimizer's state that came", "come back when others have ended")
+        self._memory.take(more, what, advice)
         self._state_bytes += more
         self._lasting_bytes += more
 
@@ -371,6 +394,22 @@ def recompute_layers(trunk: Trunk, share: float) -> frozenset[int]:
         forward = functools.partial(checkpoint, layers[index].forward, use_reentrant=False)
         layers[index].forward = forward
     return frozenset(chosen)
+
+
+def options_of(group: Mapping[str, Any]) -> dict[str, Any]:
+    """Return the options of an optimizer's group."""
+    return {name: value for name, value in group.items() if name not in ("params", "param_names")}
+
+
+def switched_on(options: Mapping[str, Any]) -> set[str]:
+    """Return the names of the options that are not zero, false or none."""
+    return {name for name, value in options.items() if value}
+
+
+def place_of_state(key: str, parameter: torch.Tensor, group: Mapping[str, Any]) -> torch.device:
+    """Return where an optimizer has a tensor of its state, as `torch.optim.Optimizer.load_state_dict` puts it."""
+    is_read_here = key == "step" and not group.get("fused") and not group.get("capturable")
+    return torch.device("cpu") if is_read_here else parameter.device
 
 
 def check_gradient(gradient_BTH: torch.Tensor, left_BTH: torch.Tensor) -> None:
