@@ -17,9 +17,9 @@ def lora() -> LoraConfig:
     return LoraConfig(r=4, target_modules="all-linear", lora_dropout=0.2)
 
 
-def begin(split: Split) -> TrainingRun:
+def begin(split: Split, recompute: float = 0.0) -> TrainingRun:
     torch.manual_seed(5)
-    return split.client.start_training(lora=lora(), lr=5e-2)
+    return split.client.start_training(lora=lora(), lr=5e-2, recompute=recompute)
 
 
 @pytest.mark.parametrize("family", ["gpt2", "llama", "qwen3"])
@@ -46,10 +46,11 @@ def test_with_all_weights(family: str) -> None:
     assert_evaluates_alike(split.client, whole, split.whole)
 
 
-def test_looking_in_between_changes_nothing() -> None:
+@pytest.mark.parametrize("recompute", [0.0, 0.5, 1.0])
+def test_looking_in_between_changes_nothing(recompute: float) -> None:
     def losses(*, looks: bool) -> list[float]:
         split = tiny_split("gpt2")
-        run = begin(split)
+        run = begin(split, recompute)
         got = []
         for batch in batches(6):
             split.client.train()

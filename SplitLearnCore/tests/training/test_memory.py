@@ -3,18 +3,22 @@
 Tensor shapes: B rows, T tokens, H hidden size.
 """
 
+import math
+import weakref
+from collections.abc import Callable
 from typing import Any
 
 import pytest
 import torch
 from peft import LoraConfig
+from torch.multiprocessing.reductions import StorageWeakRef
 
 from splitlearn_core import SplitPoints
 from splitlearn_core.errors import PassExpiredError, StaleGradientError, TrainingError, TrainingMemoryError
 from splitlearn_core.training.memory import TrainingMemory, state_bytes
 from splitlearn_core.training.port import ParameterGroup, TrunkTrainingSpec
 from splitlearn_core.training.seeding import DropoutSeed
-from splitlearn_core.training.trunk_trainer import TrunkTrainer
+from splitlearn_core.training.trunk_trainer import MAX_PASSES, TrunkTrainer
 from tests.support.families import Split, tiny_split
 
 SEED = DropoutSeed(0, 0)
@@ -33,10 +37,10 @@ def spec_of(split: Split, **options: Any) -> TrunkTrainingSpec:
     return spec
 
 
-def graph_bytes(left_BTH: torch.Tensor, trainer: TrunkTrainer) -> int:
+def kept_storages(left_BTH: torch.Tensor, trainer: TrunkTrainer) -> list[torch.UntypedStorage]:
     """What the nodes of a graph say that they have saved, each storage once, without the trunk's parameters."""
     models = {p.untyped_storage().data_ptr() for p in (*trainer.trunk.parameters(), *trainer.trunk.buffers())}
-    found = {left_BTH.untyped_storage().data_ptr(): left_BTH.untyped_storage().nbytes()}
+    found = {left_BTH.untyped_storage().data_ptr(): left_BTH.untyped_storage()}
     nodes, seen = [left_BTH.grad_fn], set()
     while nodes:
         node = nodes.pop()
@@ -49,8 +53,8 @@ def graph_bytes(left_BTH: torch.Tensor, trainer: TrunkTrainer) -> int:
         for tensor in [t for one in saved for t in (one if isinstance(one, (tuple, list)) else [one])]:
             # The numbers by which something was multiplied are no tensors of anybody's.
             if isinstance(tensor, torch.Tensor) and (tensor.dim() or tensor.dtype is not torch.float64):
-                found[tensor.untyped_storage().data_ptr()] = tensor.untyped_storage().nbytes()
-    return sum(num_bytes for place, num_bytes in found.items() if place not in models)
+                found[tensor.untyped_storage().data_ptr()] = tensor.untyped_storage()
+    return [storage for place, storage in found.items() if place not in models]
 
 
 @pytest.mark.parametrize("family", ["gpt2", "llama", "qwen3"])
@@ -63,7 +67,7 @@ def test_what_a_forward_keeps_is_what_its_graph_has_saved(family: str, lora: boo
     left_BTH = trainer.forward(1, hidden_BTH, dropout=SEED)
     kept = trainer._passes[1].left_BTH
     assert kept is not None
-    counted, saved = memory.num_bytes - lasting_bytes, graph_bytes(kept, trainer)
+    counted, saved = memory.num_bytes - lasting_bytes, sum(s.nbytes() for s in kept_storages(kept, trainer))
     # Whatever belongs to no output, such as positions that nobody needs a gradient of, was saved and is gone again.
     assert 10 * hidden_BTH.nbytes < saved <= counted < 1.01 * saved
     trainer.forward(2, hidden_BTH, dropout=SEED, has_backward=False)
@@ -72,12 +76,67 @@ def test_what_a_forward_keeps_is_what_its_graph_has_saved(family: str, lora: boo
     assert memory.num_bytes == lasting_bytes
 
 
+def forget(trainer: TrunkTrainer) -> None:
+    trainer.forget_passes(before_s=math.inf)
+
+
+def update(trainer: TrunkTrainer) -> None:
+    trainer.update(1, [{}])
+
+
+def push_out(trainer: TrunkTrainer) -> None:
+    for pass_id in range(2, 2 + MAX_PASSES):
+        trainer.forward(pass_id, torch.ones(1, 1, trainer.trunk.hidden_size), dropout=SEED)
+
+
+def go_back(trainer: TrunkTrainer) -> None:
+    trainer.backward(1, torch.ones(2, 7, trainer.trunk.hidden_size))
+
+
+def go_back_to_the_trunk_alone(trainer: TrunkTrainer) -> None:
+    # Nothing before the first adapter is met on the way, its norm for one.
+    trainer.backward(1, torch.ones(2, 7, trainer.trunk.hidden_size), wants_input_gradient=False)
+
+
+@pytest.mark.parametrize("end", [forget, update, TrunkTrainer.close, push_out, go_back, go_back_to_the_trunk_alone])
+@pytest.mark.parametrize("recompute", [0.0, 1.0], ids=["kept", "computed again"])
+@pytest.mark.parametrize("family", ["gpt2", "llama"])
+def test_what_a_forward_keeps_is_gone_with_its_pass(
+    family: str, recompute: float, end: Callable[[TrunkTrainer], None]
+) -> None:
+    split = tiny_split(family)
+    trainer = TrunkTrainer(split.trunk, spec_of(split, recompute=recompute))
+    trainer.forward(1, hidden(split, 2, 7), dropout=SEED)
+    kept = trainer._passes[1]
+    entered = weakref.ref(kept.entered_BTH)
+    # To look into a graph that is computed again computes it.
+    shown = [kept.left_BTH.untyped_storage()] if recompute else kept_storages(kept.left_BTH, trainer)
+    storages = [StorageWeakRef(storage) for storage in (kept.entered_BTH.untyped_storage(), *shown)]
+    assert not any(storage.expired() for storage in storages)
+    del kept, shown
+    end(trainer)
+    assert entered() is None
+    assert all(storage.expired() for storage in storages)
+
+
+def test_a_backward_does_not_run_through_what_was_changed_in_place() -> None:
+    split = tiny_split("llama")
+    trainer = TrunkTrainer(split.trunk, spec_of(split))
+    left_BTH = trainer.forward(1, hidden(split, 2, 7), dropout=SEED)
+    with torch.no_grad():
+        for parameter in trainer.trainable.values():
+            parameter.add_(1)
+    with pytest.raises(RuntimeError, match=r"was modified by an inplace operation: it is at version \d+; expected"):
+        trainer.backward(1, torch.ones_like(left_BTH))
+
+
 @pytest.mark.parametrize(
     ("optimizer", "options"),
     [
         ("adamw", {}),
         ("adamw", {"amsgrad": True}),
         ("adam", {"foreach": True}),
+        ("adam", {"fused": True, "amsgrad": True}),
         ("sgd", {}),
         ("sgd", {"momentum": 0.9}),
         ("rmsprop", {"momentum": 0.9, "centered": True}),
@@ -101,6 +160,55 @@ def test_what_lasts_is_foreseen(optimizer: str, options: dict[str, Any], lora: b
     trainer.close()
     trainer.close()
     assert memory.num_bytes == 0
+
+
+def own_bytes(trainer: TrunkTrainer) -> int:
+    """What an optimizer keeps beside the parameters."""
+    return sum(size for name, size in trainer.state_sizes().items() if not name.startswith("parameter "))
+
+
+def test_options_that_make_state_later_are_booked_before_the_step() -> None:
+    split, memory = tiny_split("llama"), TrainingMemory()
+    trainer = TrunkTrainer(split.trunk, spec_of(split, optimizer="sgd"), memory)
+    left_BTH = trainer.forward(1, hidden(split, 1, 3), dropout=SEED)
+    trainer.backward(1, torch.ones_like(left_BTH))
+    trainer.update(1, [{"lr": 0.1}])
+    begun_bytes, begun_state = memory.num_bytes, own_bytes(trainer)
+    memory.limit_bytes = begun_bytes
+    before = trainer.read_state()
+    gradients = [p.grad.clone() for p in trainer.trainable.values() if p.grad is not None]
+    with pytest.raises(TrainingMemoryError, match=r"options of this update needs \d+ bytes more"):
+        trainer.update(2, [{"lr": 0.2, "momentum": 0.9}], torch.tensor(0.5))
+    assert (memory.num_bytes, trainer.update_id) == (begun_bytes, 1)
+    assert all(torch.equal(tensor, before[name]) for name, tensor in trainer.read_state().items())
+    assert all(torch.equal(p.grad, g) for p, g in zip(trainer.trainable.values(), gradients, strict=True))
+    trainer.update(2, [{"lr": 0.05}])
+    memory.limit_bytes = None
+    trainer.update(3, [{"momentum": 0.9}])
+    assert own_bytes(trainer) > begun_state
+    assert memory.num_bytes - begun_bytes == own_bytes(trainer) - begun_state
+    # What a momentum has made stays without it, beside what comes.
+    trainer.update(4, [{"momentum": 0.0, "weight_decay": 0.1}])
+    trainer.update(5, [{"momentum": 0.5}])
+    assert memory.num_bytes - begun_bytes == own_bytes(trainer) - begun_state
+    trainer.close()
+    assert memory.num_bytes == 0
+
+
+@pytest.mark.parametrize("options", [{}, {"capturable": True}], ids=["plain", "capturable"])
+def test_a_state_goes_where_its_optimizer_has_it(options: dict[str, Any]) -> None:
+    split = tiny_split("llama")
+    # A device of its own, as an accelerator is.
+    trainer = TrunkTrainer(split.trunk.to("meta"), spec_of(split, lora=None, optimizer="nadam", **options))
+    kept = ("parameter", "step", "mu_product", "exp_avg", "exp_avg_sq")
+    state = {f"{key} {name}": torch.zeros(p.shape) for key in kept for name, p in trainer.trainable.items()}
+    state |= {name: torch.tensor(1.0) for name in state if name.startswith(("step", "mu_product"))}
+    trainer.write_state(state, 1)
+    assert trainer._optimizer is not None
+    for parameter in trainer.trainable.values():
+        places = {key: tensor.device.type for key, tensor in trainer._optimizer.state[parameter].items()}
+        elsewhere = dict.fromkeys(("mu_product", "exp_avg", "exp_avg_sq"), "meta")
+        assert places == {**elsewhere, "step": "meta" if options else "cpu"}
 
 
 def test_an_optimizer_that_does_not_run_without_storage_counts_as_adam() -> None:

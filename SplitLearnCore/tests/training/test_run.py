@@ -231,7 +231,9 @@ def test_an_unscaled_gradient_is_the_plain_one() -> None:
 
 
 HELD = "model.layers.2.self_attn.q_proj"
-VALUES = {f"{HELD}.lora_A.default.weight": torch.ones(2, 32), f"{HELD}.lora_B.default.weight": torch.ones(32, 2)}
+NORM = "model.layers.2.input_layernorm"
+A, B = f"{HELD}.lora_A.default.weight", f"{HELD}.lora_B.default.weight"
+VALUES = {A: torch.ones(2, 32), B: torch.ones(32, 2)}
 
 
 @pytest.mark.parametrize(
@@ -239,17 +241,28 @@ VALUES = {f"{HELD}.lora_A.default.weight": torch.ones(2, 32), f"{HELD}.lora_B.de
     [
         ({"megatron_config": {}, "megatron_core": "os"}, VALUES, "got megatron_config, megatron_core"),
         ({"target_modules": "q_proj"}, VALUES, "expected target_modules by name"),
-        ({"r": 2**40}, VALUES, "expected ranks from 1 to 32"),
-        ({"rank_pattern": {"q_proj": 2**40}}, VALUES, "expected ranks from 1 to 32"),
-        ({"r": -1}, VALUES, "expected ranks from 1 to 32"),
-        ({"r": 2}, {}, "expected ranks from 1 to 0"),
+        ({"r": -1}, VALUES, r"expected ranks of 1 or more; got \[-1\]"),
+        ({"rank_pattern": {HELD: 2.5}}, VALUES, r"expected ranks of 1 or more; got \[2, 2.5\]"),
+        ({"rank_pattern": {"q_proj": 2}}, VALUES, "rank_pattern by names among target_modules; got q_proj"),
+        ({"alpha_pattern": {"(.*a)+b": 2}}, VALUES, r"alpha_pattern by names among target_modules; got \(\.\*a\)\+b"),
+        ({"alpha_pattern": {HELD: "2"}}, VALUES, "expected alpha_pattern as an object of names and numbers"),
+        ({"alpha_pattern": [HELD]}, VALUES, "expected alpha_pattern as an object of names and numbers"),
         ({"target_modules": ["model.layers.5.mlp.up_proj"]}, VALUES, "which this part does not hold"),
-        ({"r": 3}, VALUES, r"lora_A.default.weight \[3, 32\]; got \[2, 32\]"),
+        ({"r": 3}, VALUES, rf"{A} floating-point numbers \[3, 32\]; got \[2, 32\] in torch.float32"),
+        ({"r": 2**40}, VALUES, rf"{A} floating-point numbers \[{2**40}, 32\]; got"),
+        ({"r": 10**6}, VALUES | {A: torch.ones(0, 10**6)}, rf"{A} .*\[1000000, 32\]; got \[0, 1000000\]"),
+        ({"rank_pattern": {HELD: 3}}, VALUES, rf"{A} floating-point numbers \[3, 32\]; got"),
+        ({}, VALUES | {B: torch.ones(2, 32)}, rf"{B} floating-point numbers \[32, 2\]; got \[2, 32\]"),
+        ({}, VALUES | {A: torch.ones(2, 32, dtype=torch.int64)}, rf"{A} floating-.*; got \[2, 32\] in torch.int64"),
+        ({}, {A: VALUES[A]}, rf"{B} floating-point numbers \[32, 2\]; got none"),
+        ({}, VALUES | {"x": torch.ones(2)}, r"of x no value of that name; got \[2\] in torch.float32"),
+        ({"target_modules": [HELD, NORM]}, VALUES, "no adapter of rank 2 of a LlamaRMSNorm.*: leave it out of target_"),
     ],
 )
-def test_an_adapter_from_elsewhere_is_looked_at(
-    fields: dict[str, object], values: dict[str, torch.Tensor], told: str
+def test_an_adapter_from_elsewhere_is_looked_at_before_it_takes_memory(
+    fields: dict[str, object], values: dict[str, torch.Tensor], told: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    monkeypatch.setattr("splitlearn_core.training.adapters.inject_adapter_in_model", None)
     spec = TrunkTrainingSpec(lora={"r": 2, "target_modules": [HELD], **fields}, tensors=values, optimizer="sgd")
     with pytest.raises(AdapterError, match=told):
         TrunkTrainer(tiny_split("llama").trunk, spec)

@@ -3,13 +3,24 @@
 import asyncio
 import time
 from collections.abc import Awaitable, Callable
+from typing import Any
 
 import pytest
 import torch
 
 from splitlearn_comm import PassExpiredError, ResourceExhaustedError
-from splitlearn_comm.training import BackwardPass, ForwardPass, StartTraining, Trained, TrainingState, WriteTraining
+from splitlearn_comm.training import (
+    BackwardPass,
+    ForwardPass,
+    ParameterGroup,
+    ReadTraining,
+    StartTraining,
+    Trained,
+    TrainingState,
+    WriteTraining,
+)
 from splitlearn_core.testing import random_hidden, tiny_trunk
+from splitlearn_manager.runtime import training_desk
 from splitlearn_manager.runtime.figures import TrainingUse
 from splitlearn_manager.runtime.training_desk import TrainingDesk, TrainingLimits
 
@@ -136,3 +147,37 @@ def test_a_state_that_comes_counts_until_it_is_there() -> None:
             await desk.do("a", WriteTraining(TrainingState(1, {"exp_avg y": torch.zeros(100)}, 3)))
 
     with_desk(check, TrainingLimits(max_bytes=500))
+
+
+async def read(desk: TrainingDesk, session_id: str, first: int) -> TrainingState:
+    came = await desk.do(session_id, ReadTraining(first))
+    assert isinstance(came, Trained)
+    assert came.state is not None
+    return came.state
+
+
+def test_a_state_is_read_in_parts_of_which_each_is_copied_alone(monkeypatch: pytest.MonkeyPatch) -> None:
+    trained = dict(tiny_trunk().named_parameters())
+    num_bytes = sum(parameter.nbytes for parameter in trained.values())
+    monkeypatch.setattr(training_desk, "PART_BYTES", num_bytes // 5)
+    copied: list[int] = []
+    to: Callable[..., torch.Tensor] = torch.Tensor.to
+
+    def noting(tensor: torch.Tensor, *args: Any, copy: bool = False, **options: Any) -> torch.Tensor:
+        copied.append(tensor.nbytes * copy)
+        return to(tensor, *args, copy=copy, **options)
+
+    async def check(desk: TrainingDesk) -> None:
+        group = ParameterGroup(tuple(trained), {"lr": 0.1})
+        await desk.do("a", StartTraining(full=True, optimizer="SGD", groups=[group]))
+        monkeypatch.setattr(torch.Tensor, "to", noting)
+        parts = [await read(desk, "a", 0)]
+        while (num_read := sum(len(part.tensors) for part in parts)) < parts[0].num_tensors:
+            parts.append(await read(desk, "a", num_read))
+        assert 3 <= len(parts) <= 5
+        came = {name: tensor for part in parts for name, tensor in part.tensors.items()}
+        assert list(came) == [f"parameter {name}" for name in trained]
+        assert all(torch.equal(came[f"parameter {name}"], parameter) for name, parameter in trained.items())
+        assert sum(copied) == num_bytes
+
+    with_desk(check, TrainingLimits(allow_full=True))

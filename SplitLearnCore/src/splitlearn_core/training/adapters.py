@@ -6,6 +6,7 @@ that live elsewhere too, and hands those over.
 """
 
 import copy
+import re
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from typing import Any
@@ -13,6 +14,7 @@ from typing import Any
 import torch
 from torch import nn
 from transformers import PreTrainedConfig, PreTrainedModel
+from transformers.pytorch_utils import Conv1D
 
 from splitlearn_core.errors import AdapterError
 from splitlearn_core.parts.part import CutModel
@@ -21,6 +23,7 @@ from splitlearn_core.training.skeleton import model_without_storage
 try:
     from peft import LoraConfig, PeftModel, get_peft_model, inject_adapter_in_model
     from peft.tuners.lora import LoraLayer
+    from peft.utils.other import get_pattern_key
 except ImportError as error:
     raise ImportError("LoRA needs peft: pip install 'splitlearn-core[train]'") from error
 
@@ -30,6 +33,10 @@ NEEDING_WEIGHTS = ("corda", "eva", "loftq", "lora_ga", "olora", "pissa")
 """First values that are computed from the base weights, which the client does not hold."""
 LORA_FIELDS = ("r", "lora_alpha", "lora_dropout", "use_rslora", "fan_in_fan_out", "rank_pattern", "alpha_pattern")
 """What of a `LoraConfig` a trunk is told, beside its targets."""
+PATTERNS = {"rank_pattern": "r", "alpha_pattern": "lora_alpha"}
+"""Of these, what says for which modules another value holds, and instead of which."""
+MAX_VALUES = 128
+"""Ranks, and alphas, of one adapter from elsewhere: each is a regular expression that every target is held against."""
 NOT_THERE = {"use_dora": False, "bias": "none", "modules_to_save": None, "trainable_token_indices": None}
 """Options that a split model does not take, with what stands for none of it."""
 PREFIX = "base_model.model."
@@ -71,7 +78,11 @@ class Adapter:
         named = set(names)
         modules = [m for m in self.modules if any(name.startswith(f"{m}.") for name in named)]
         fields = fields_of(self.config)
-        return {**{name: fields[name] for name in LORA_FIELDS}, "target_modules": modules}
+        told = {name: fields[name] for name in LORA_FIELDS}
+        for pattern, usual in PATTERNS.items():
+            values = {module: value_for(self.config, pattern, module) for module in modules}
+            told[pattern] = {module: value for module, value in values.items() if value != fields[usual]}
+        return {**told, "target_modules": modules}
 
 
 def draw_adapter(
@@ -117,14 +128,7 @@ def draw_adapter(
 
 
 def put_into(model: CutModel, adapter: Adapter) -> dict[str, nn.Parameter]:
-    """Put an adapter into a part or a client model, in place; return its parameters by name, in the model's order.
-
-    Raises:
-        AdapterError: the model does not hold all modules of the adapter.
-    """
-    missing = sorted(set(adapter.modules) - {name for name, _ in model.named_modules()})
-    if missing:
-        raise AdapterError(f"the adapter changes {', '.join(missing)}, which this part does not hold")
+    """Put an adapter that fits into a part or a client model, in place; return its parameters by name, in order."""
     if not adapter.modules:
         return {}
     frozen = {name for name, parameter in model.named_parameters() if not parameter.requires_grad}
@@ -134,10 +138,6 @@ def put_into(model: CutModel, adapter: Adapter) -> dict[str, nn.Parameter]:
         if isinstance(module, LoraLayer):
             module.train(model.training)  # peft's new layers drop out, also in a model that evaluates
     put_in = {name: p for name, p in model.named_parameters() if name in adapter.tensors}
-    for name, parameter in put_in.items():
-        if parameter.shape != adapter.tensors[name].shape:
-            came = list(adapter.tensors[name].shape)
-            raise AdapterError(f"expected {name} {list(parameter.shape)}; got {came}")
     # peft freezes whatever is no adapter; what trains beside one is not its business.
     for name, parameter in model.named_parameters():
         if name not in put_in:
@@ -148,30 +148,102 @@ def put_into(model: CutModel, adapter: Adapter) -> dict[str, nn.Parameter]:
     return put_in
 
 
+def check_fits(model: CutModel, adapter: Adapter) -> None:
+    """Check that an adapter from elsewhere fits into a part, before anything is allocated for it.
+
+    Raises:
+        AdapterError: the part does not hold all its modules, or its values are not those that `peft` has for them.
+    """
+    missing = sorted(set(adapter.modules) - {name for name, _ in model.named_modules()})
+    if missing:
+        raise AdapterError(f"the adapter changes {', '.join(missing)}, which this part does not hold")
+    expected: dict[str, list[int]] = {}
+    for module in adapter.modules:
+        rank = value_for(adapter.config, "rank_pattern", module)
+        expected |= {f"{module}.{name}": shape for name, shape in shapes_for(model.get_submodule(module), rank).items()}
+    for name in (*expected, *adapter.tensors):
+        shape, came = expected.get(name), adapter.tensors.get(name)
+        if shape is None or came is None or list(came.shape) != shape or not came.is_floating_point():
+            wanted = "no value of that name" if shape is None else f"floating-point numbers {shape}"
+            got = "none" if came is None else f"{list(came.shape)} in {came.dtype}"
+            raise AdapterError(f"expected of {name} {wanted}; got {got}: send an adapter of this model and rank")
+
+
+def shapes_for(module: nn.Module, rank: int) -> dict[str, list[int]]:
+    """Return the shapes that `peft` gives to an adapter of a module, by the names of its values in it.
+
+    Raises:
+        AdapterError: there are none of such a module, or of that rank.
+    """
+    down, up = f"lora_A.{ADAPTER_NAME}.weight", f"lora_B.{ADAPTER_NAME}.weight"
+    if isinstance(module, nn.Linear):
+        return {down: [rank, module.in_features], up: [module.out_features, rank]}
+    if isinstance(module, Conv1D):
+        num_in, num_out = module.weight.shape
+        return {down: [rank, num_in], up: [num_out, rank]}
+    if isinstance(module, nn.Embedding):
+        down, up = f"lora_embedding_A.{ADAPTER_NAME}", f"lora_embedding_B.{ADAPTER_NAME}"
+        return {down: [rank, module.num_embeddings], up: [module.embedding_dim, rank]}
+    if isinstance(module, (nn.Conv1d, nn.Conv2d, nn.Conv3d)) and rank % module.groups == 0:
+        ones = [1] * len(module.kernel_size)
+        of_up = [module.out_channels, rank // module.groups, *ones]
+        return {down: [rank, module.in_channels, *module.kernel_size], up: of_up}
+    raise AdapterError(f"there is no adapter of rank {rank} of a {module}: leave it out of target_modules")
+
+
 def adapter_of(fields: Mapping[str, Any], tensors: Mapping[str, torch.Tensor]) -> Adapter:
     """Return the adapter that another process described; its targets are named one by one.
 
     Raises:
-        AdapterError: it says more than an adapter may, names no targets, or has other ranks than its values.
+        AdapterError: it says more than an adapter may, names no targets, or has ranks for others than these.
     """
     # By name, and not what a LoraConfig takes: among that are names of modules to import.
     unknown = sorted(set(fields) - {*LORA_FIELDS, "target_modules"})
     modules = fields.get("target_modules")
     if unknown or not isinstance(modules, list) or not all(isinstance(name, str) for name in modules):
         raise AdapterError(f"expected target_modules by name and {', '.join(LORA_FIELDS)}; got {', '.join(unknown)}")
-    patterns = [fields.get("rank_pattern") or {}, fields.get("alpha_pattern") or {}]
-    if not all(isinstance(pattern, dict) for pattern in patterns):
-        raise AdapterError("expected patterns as objects of names and numbers")
-    ranks = [fields.get("r", 8), *patterns[0].values()]
-    largest = max((max(tensor.shape, default=0) for tensor in tensors.values()), default=0)
-    if not all(isinstance(rank, int) and 0 < rank <= largest for rank in ranks):
-        # Before memory is allocated for it.
-        raise AdapterError(f"expected ranks from 1 to {largest}, the largest extent of its values; got {ranks}")
+    patterns = {name: values_by_module(name, fields.get(name) or {}, modules) for name in PATTERNS}
+    ranks = [fields.get("r", 8), *patterns["rank_pattern"].values()]
+    if not all(isinstance(rank, int) and rank > 0 for rank in ranks):
+        raise AdapterError(f"expected ranks of 1 or more; got {ranks}")
     try:
-        config = LoraConfig(**fields)
+        config = LoraConfig(**{**fields, **{name: matching_only(values) for name, values in patterns.items()}})
     except (TypeError, ValueError) as error:
         raise AdapterError(f"no adapter: {error}") from error
     return Adapter(config=config, modules=tuple(modules), tensors=dict(tensors))
+
+
+def values_by_module(pattern: str, values: Any, modules: Iterable[str]) -> dict[str, Any]:
+    """Look at the ranks or alphas that another process gives to some targets, by their names.
+
+    Raises:
+        AdapterError: they are no numbers, too many different ones, or of modules that are no targets.
+    """
+    if not isinstance(values, dict) or not all(isinstance(value, (int, float)) for value in values.values()):
+        raise AdapterError(f"expected {pattern} as an object of names and numbers")
+    others = sorted(set(values) - set(modules))
+    if others:
+        raise AdapterError(f"expected {pattern} by names among target_modules; got {', '.join(others[:4])}")
+    if len(set(values.values())) > MAX_VALUES:
+        raise AdapterError(
+            f"expected {MAX_VALUES} different values at most in {pattern}; got {len(set(values.values()))}"
+        )
+    return values
+
+
+def matching_only(values: Mapping[str, Any]) -> dict[str, Any]:
+    """Return values of modules as `peft` takes them, under regular expressions: each matches these names whole."""
+    names_of: dict[Any, list[str]] = {}
+    for name, value in values.items():
+        names_of.setdefault(value, []).append(name)
+    # peft searches "(.*\.)?(key)$", which alone would take what ends in a name for it, too.
+    return {rf"\A(?:{'|'.join(map(re.escape, names))})": value for value, names in names_of.items()}
+
+
+def value_for(lora: LoraConfig, pattern: str, module: str) -> Any:
+    """Return the rank (of "rank_pattern") or alpha that a module has."""
+    values = getattr(lora, pattern)
+    return values.get(get_pattern_key(list(values), module), getattr(lora, PATTERNS[pattern]))
 
 
 def check_lora(lora: LoraConfig) -> None:

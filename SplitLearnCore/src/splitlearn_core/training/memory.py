@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
 from types import TracebackType
-from typing import Self
+from typing import NamedTuple, Self
 
 import torch
 from torch import nn
@@ -19,6 +19,8 @@ KEEP_LESS = (
     "have none belong under torch.no_grad())"
 )
 """What to do where there is no room for a forward."""
+HOW_ONLY = ("capturable", "foreach", "fused")
+"""Options of how an optimizer's step runs, on some devices only; what it keeps is as large without them."""
 
 
 class TrainingMemory:
@@ -60,6 +62,28 @@ class TrainingMemory:
         self.num_bytes -= num_bytes
 
 
+class Saved(NamedTuple):
+    """A tensor that a graph keeps."""
+
+    tensor: torch.Tensor
+    """Without its graph."""
+    version: int
+    """How often it had been changed in place."""
+
+    def opened(self) -> torch.Tensor:
+        """Return the tensor. Torch looks at no versions itself where hooks saved it.
+
+        Raises:
+            RuntimeError: it has been changed since.
+        """
+        if self.tensor._version != self.version:
+            raise RuntimeError(
+                f"a tensor {list(self.tensor.shape)} that a backward needs was modified by an inplace operation: it is "
+                f"at version {self.tensor._version}; expected version {self.version}; run the forward again"
+            )
+        return self.tensor
+
+
 class SavedForBackward:
     """Books what a forward, run inside the block, keeps for its backward; an error in the block gives it all back.
 
@@ -80,10 +104,16 @@ class SavedForBackward:
         # With the tensors, until the block ends: memory that were free again would be taken for what was seen there.
         present = (*model.parameters(), *model.buffers())
         self._seen: dict[int, torch.Tensor] = {t.untyped_storage().data_ptr(): t for t in present}
-        self._hooks = saved_tensors_hooks(self.hold, lambda tensor: tensor)
+        self._hooks = saved_tensors_hooks(self._pack, Saved.opened)
 
-    def hold(self, tensor: torch.Tensor) -> torch.Tensor:
-        """Book a tensor that is kept, and return it.
+    def _pack(self, tensor: torch.Tensor) -> Saved:
+        self.hold(tensor)
+        # Not the tensor itself: one that its node returned holds that node, and neither would ever be free again
+        # where no backward comes by.
+        return Saved(tensor.detach(), tensor._version)
+
+    def hold(self, tensor: torch.Tensor) -> None:
+        """Book a tensor that is kept.
 
         Raises:
             TrainingMemoryError: it would be over the limit.
@@ -94,7 +124,6 @@ class SavedForBackward:
             self._memory.take(storage.nbytes(), what, self._advice)
             self._seen[storage.data_ptr()] = tensor
             self.num_bytes += storage.nbytes()
-        return tensor
 
     def expect(self, num_bytes: int) -> None:
         """Book what is kept beside what autograd saves.
@@ -148,7 +177,12 @@ def state_bytes(trunk: nn.Module, spec: TrunkTrainingSpec) -> int:
     for shadow in shadows.values():
         shadow.grad = torch.empty_like(shadow)
     groups = [
-        {**group.options, "params": [shadows[name] for name in group.names if name in shadows]} for group in spec.groups
+        {
+            **group.options,
+            **{name: False for name in HOW_ONLY if name in group.options},
+            "params": [shadows[name] for name in group.names if name in shadows],
+        }
+        for group in spec.groups
     ]
     try:
         optimizer: torch.optim.Optimizer = kind(groups)  # type: ignore[call-arg]

@@ -6,7 +6,8 @@ Tensor shapes: B rows, T tokens, H hidden size; N trainable parameters.
 import copy
 import functools
 import time
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
+from dataclasses import replace
 from typing import Any, NamedTuple
 
 import torch
@@ -81,6 +82,8 @@ class TrunkTrainer(TrunkTraining):
         self._passes: dict[int, Pass] = {}
         self._newest_pass = 0
         self._optimizer = self._make_optimizer() if self.trainable else None
+        # Of each group, what makes state: an option that is off again leaves what it made.
+        self._widest = [] if self._optimizer is None else [options_of(g) for g in self._optimizer.param_groups]
         self.update_id = 0
         self._is_closed = False
 
@@ -205,6 +208,8 @@ class TrunkTrainer(TrunkTraining):
             self._forget(pass_id)
 
     def _through(self, kept: Pass, gradient_BTH: torch.Tensor, wants_input_gradient: bool) -> BackwardResult:
+        if not self.trunk.training:  # somebody has evaluated with it, and layers that are computed again drop out
+            self.trunk.train()
         wanted = [*self.trainable.values(), *([kept.entered_BTH] if wants_input_gradient else [])]
         if wanted:
             torch.autograd.backward(kept.left_BTH, gradient_BTH.to(kept.left_BTH.device), inputs=wanted)
@@ -233,11 +238,13 @@ class TrunkTrainer(TrunkTraining):
             raise TrainingError(f"expected update {self.update_id + 1}; got {update_id}")
         if self._optimizer is None or len(options) != len(self._optimizer.param_groups):
             raise TrainingError(f"expected options of {len(self._spec.groups)} groups; got {len(options)}")
-        self._prepare(accumulate=True, scale=scale)
-        for group, now in zip(self._optimizer.param_groups, options, strict=True):
-            known = {name: value for name, value in now.items() if name in self._optimizer.defaults}
-            check_options(type(self._optimizer), known)
-            group.update(known)
+        known = [{name: v for name, v in now.items() if name in self._optimizer.defaults} for now in options]
+        for now in known:
+            check_options(type(self._optimizer), now)
+        self._make_room_for_options(known)
+        self._prepare(accumulate=True, scale=scale)  # last: what was refused may be asked for again
+        for group, now in zip(self._optimizer.param_groups, known, strict=True):
+            group.update(now)
         self._optimizer.step()
         self.update_id = update_id
         # Their gradients would be of other weights: of them only that is kept.
@@ -246,15 +253,29 @@ class TrunkTrainer(TrunkTraining):
             nothing = torch.empty(0)
             self._passes[pass_id] = kept._replace(entered_BTH=nothing, left_BTH=nothing, num_bytes=0)
 
-    def read_state(self) -> dict[str, torch.Tensor]:
-        """Return copies of the trained parameters and of the optimizer's state, by name, on the CPU."""
+    def state_sizes(self) -> dict[str, int]:
+        """Return the bytes of each tensor that `read_state` returns, by name, in its order; nothing is copied."""
+        return {name: tensor.nbytes for name, tensor in self._state().items()}
+
+    def read_state(self, names: Collection[str] | None = None) -> dict[str, torch.Tensor]:
+        """Return copies of the trained parameters and of the optimizer's state, by name, on the CPU.
+
+        Args:
+            names: of those that are wanted, among `state_sizes`; None for all.
+        """
+        wanted = self._state()
+        if names is not None:
+            wanted = {name: wanted[name] for name in names}
+        return {name: tensor.detach().to("cpu", copy=True) for name, tensor in wanted.items()}
+
+    def _state(self) -> dict[str, torch.Tensor]:
         tensors: dict[str, torch.Tensor] = {f"parameter {n}": p for n, p in self.trainable.items()}
         for name, parameter in self.trainable.items():
             state = {} if self._optimizer is None else self._optimizer.state.get(parameter, {})
             for key, value in state.items():
                 if isinstance(value, torch.Tensor):
                     tensors[f"{key} {name}"] = value
-        return {name: tensor.detach().to("cpu", copy=True) for name, tensor in tensors.items()}
+        return tensors
 
     def write_state(self, state: Mapping[str, torch.Tensor], update_id: int) -> None:
         """Go on from what `read_state` returned after an update."""
@@ -263,25 +284,43 @@ class TrunkTrainer(TrunkTraining):
         if came != expected:
             differing = ", ".join(sorted(expected ^ came)[:4])
             raise TrainingError(f"the state is of other parameters than those that train: {differing}")
-        self._make_room_for_state(bytes_of(tensor for name, tensor in state.items() if name not in expected))
+        came_bytes = bytes_of(tensor for name, tensor in state.items() if name not in expected)
+        self._make_room_for_state(came_bytes, "the optimizer's state that came", "come back when others have ended")
         with torch.no_grad():
             for name, parameter in self.trainable.items():
                 parameter.copy_(state[f"parameter {name}"])
         if self._optimizer is not None:
             self._optimizer.state.clear()
+            group_of = {id(p): group for group in self._optimizer.param_groups for p in group["params"]}
             for full_name, tensor in state.items():
                 key, _, name = full_name.partition(" ")
                 if key != "parameter":
-                    # Numbers of steps stay on the CPU, where torch has them.
-                    device = self.trainable[name].device if tensor.dim() else "cpu"
-                    self._optimizer.state[self.trainable[name]][key] = tensor.to(device, copy=True)
+                    parameter = self.trainable[name]
+                    device = place_of_state(key, parameter, group_of[id(parameter)])
+                    self._optimizer.state[parameter][key] = tensor.to(device, copy=True)
         self._forget_all()
         self.update_id = update_id
 
-    def _make_room_for_state(self, num_bytes: int) -> None:
-        """Book what an optimizer's state takes that came from elsewhere, should it be more than was foreseen."""
+    def _make_room_for_options(self, options: Sequence[Mapping[str, Any]]) -> None:
+        """Book what an optimizer keeps under options that were zero up to now, such as a momentum."""
+        widest = [
+            before | {n: v for n, v in now.items() if v} for before, now in zip(self._widest, options, strict=True)
+        ]
+        # Of whatever is not zero only the values change, and those at every step of a schedule.
+        if [*map(switched_on, widest)] == [*map(switched_on, self._widest)]:
+            return
+        groups = [replace(group, options=now) for group, now in zip(self._spec.groups, widest, strict=True)]
+        self._make_room_for_state(
+            state_bytes(self.trunk, replace(self._spec, groups=groups)),
+            "the optimizer's state under the options of this update",
+            "leave them as they were, or come back when others have ended",
+        )
+        self._widest = widest
+
+    def _make_room_for_state(self, num_bytes: int, what: str, advice: str) -> None:
+        """Book what an optimizer's state takes, should it be more than was foreseen."""
         more = max(0, num_bytes - self._state_bytes)
-        self._memory.take(more, "the optimizer's state that came", "come back when others have ended")
+        self._memory.take(more, what, advice)
         self._state_bytes += more
         self._lasting_bytes += more
 
@@ -357,6 +396,22 @@ def recompute_layers(trunk: Trunk, share: float) -> frozenset[int]:
     return frozenset(chosen)
 
 
+def options_of(group: Mapping[str, Any]) -> dict[str, Any]:
+    """Return the options of an optimizer's group."""
+    return {name: value for name, value in group.items() if name not in ("params", "param_names")}
+
+
+def switched_on(options: Mapping[str, Any]) -> set[str]:
+    """Return the names of the options that are not zero, false or none."""
+    return {name for name, value in options.items() if value}
+
+
+def place_of_state(key: str, parameter: torch.Tensor, group: Mapping[str, Any]) -> torch.device:
+    """Return where an optimizer has a tensor of its state, as `torch.optim.Optimizer.load_state_dict` puts it."""
+    is_read_here = key == "step" and not group.get("fused") and not group.get("capturable")
+    return torch.device("cpu") if is_read_here else parameter.device
+
+
 def check_gradient(gradient_BTH: torch.Tensor, left_BTH: torch.Tensor) -> None:
     """Refuse what cannot be the gradient of what a forward returned.
 
@@ -376,4 +431,6 @@ def with_adapter(trunk: Trunk, lora: Mapping[str, Any], tensors: Mapping[str, to
         from splitlearn_core.training import adapters
     except ImportError as error:
         raise ImportError("this process trains no adapter: pip install 'splitlearn-core[train]'") from error
-    return adapters.put_into(trunk, adapters.adapter_of(lora, tensors))
+    adapter = adapters.adapter_of(lora, tensors)
+    adapters.check_fits(trunk, adapter)
+    return adapters.put_into(trunk, adapter)

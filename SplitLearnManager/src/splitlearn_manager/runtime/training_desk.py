@@ -4,7 +4,7 @@ Tensor shapes: B rows, T tokens, H hidden size.
 """
 
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from typing import TypeVar, assert_never
 
@@ -243,7 +243,9 @@ class TrainingDesk:
                 trainer.update(action.update_id, action.options, scalar(action.scale))
                 return None
             case ReadTraining():
-                return Trained(state=part_of(trainer.read_state(), action.first, trainer.update_id))
+                sizes = trainer.state_sizes()
+                part = trainer.read_state(part_of(sizes, action.first))
+                return Trained(state=TrainingState(trainer.update_id, part, len(sizes)))
             case WriteTraining():
                 self._write(session_id, trainer, action.state)
                 return None
@@ -280,11 +282,13 @@ def scalar(value: float | None) -> torch.Tensor | None:
     return None if value is None else torch.tensor(value, dtype=torch.float32)
 
 
-def part_of(state: dict[str, torch.Tensor], first: int, update_id: int) -> TrainingState:
-    """Return as many tensors from a place on as go into one message."""
-    part: dict[str, torch.Tensor] = {}
-    for name in list(state)[first:]:
-        part[name] = state[name]
-        if sum(tensor.nbytes for tensor in part.values()) >= PART_BYTES:
+def part_of(sizes: Mapping[str, int], first: int) -> list[str]:
+    """Return the names of as many tensors from a place on as go into one message, of these bytes each."""
+    part: list[str] = []
+    num_bytes = 0
+    for name in list(sizes)[first:]:
+        part.append(name)
+        num_bytes += sizes[name]
+        if num_bytes >= PART_BYTES:
             break
-    return TrainingState(update_id, part, len(state))
+    return part
