@@ -27,6 +27,7 @@ from splitlearn_comm import (
 )
 from splitlearn_comm.client import ExponentialBackoff, FixedDelay
 from splitlearn_comm.quickstart import Client
+from splitlearn_comm.testing import eventually
 from splitlearn_comm.training import StartTraining
 from splitlearn_core import TrainingError
 from splitlearn_core.errors import TrainingLostError
@@ -226,6 +227,40 @@ def test_a_session_of_a_training_that_has_ended_says_that_it_is_lost() -> None:
         for session, step in zip(sessions, steps, strict=True):
             with pytest.raises(TrainingLostError, match=r"its training has ended.*run\.resume\(tag\) goes on"):
                 step(session)
+
+
+@pytest.mark.parametrize("kind", ["calls", "a session"])
+def test_a_training_that_is_evaluated_for_long_is_not_idle(kind: str) -> None:
+    split = tiny_split("llama")
+    local = split.client.trunk
+    with (
+        server(split, GRPCServerConfig(idle_session_timeout_s=1.0)) as serving,
+        RemoteTrunk.connect(serving.address) as split.client.trunk,
+        Client(serving.address) as other,
+    ):
+        run = split.client.start_training(lora=lora(), lr=5e-2)
+        fit(split.client, run.optimizer, num_steps=1)
+        split.client.eval()
+        session = split.client.trunk_now.open_session() if kind == "a session" else None
+        hidden_BTH = torch.ones(1, 1, split.trunk.hidden_size)
+
+        def look() -> None:
+            if session is None:
+                split.client.trunk_now.compute(hidden_BTH)
+            else:
+                session.step(hidden_BTH)
+                session.crop(1)
+
+        def is_another_over() -> bool:
+            look()
+            return serving.statistics().sessions_expired > 0
+
+        with other.session():  # opened after the last step of the training, so that it is over before that would be
+            eventually(is_another_over)
+        assert serving.statistics().sessions_expired == 1
+        fit(split.client, run.optimizer, num_steps=1)
+        assert run.update_id == 2
+    split.client.trunk = local
 
 
 def test_what_cannot_be_is_said() -> None:
