@@ -104,6 +104,8 @@ class RemoteTrunk(TrunkPort):
     ) -> torch.Tensor:
         """Run the middle layers once without a cache; no gradient comes back.
 
+        They run in the trunk's own dtype, whatever autocast is on here: only the passes of a training say which.
+
         Raises:
             UnsupportedOptionError: a training forward whose gradient would have to cross the wire.
             TrainingLostError: the trunk trains, and its server knows nothing of that any more.
@@ -237,7 +239,7 @@ class RemoteTrunkSession(TrunkSession):
         *,
         training: bool = False,
     ) -> torch.Tensor:
-        """Append T tokens to the cache; no gradient comes back.
+        """Append T tokens to the cache; no gradient comes back. Autocast as in `RemoteTrunk.compute`.
 
         Raises:
             UnsupportedOptionError: a training forward whose gradient would have to cross the wire.
