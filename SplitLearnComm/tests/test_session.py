@@ -162,6 +162,33 @@ def test_a_detached_session_waits_for_its_client(table: SessionTable) -> None:
         table.resume("a", now=231)
 
 
+def test_who_computes_with_what_a_session_trains_uses_it(table: SessionTable) -> None:
+    table.open("training", now=0, client="alice")
+    table.name_training("training", "mine")
+    computing = table.open("computing", now=0, client="alice", adapter="mine")
+    table.use_adapter("alice", "mine", now=100)
+    table.use_adapter("bob", "mine", now=200)
+    table.use_adapter("alice", "another", now=200)
+    table.use_adapter("alice", "", now=200)
+    table.use("computing", computing, now=400)
+    assert table.expire(now=999) == ()
+    table.close("computing")
+    assert table.expire(now=1000) == ("training",)
+    table.use_adapter("alice", "mine", now=1000)  # nothing trains it any more
+
+
+def test_of_two_that_train_under_one_name_the_other_goes_on(table: SessionTable) -> None:
+    for session_id in ("one", "other"):  # at two services of one address
+        table.open(session_id, now=0, client="alice")
+        table.name_training(session_id, "mine")
+        table.name_training(session_id, "mine")
+    table.close("one")
+    table.name_training("one", "mine")
+    table.use_adapter("alice", "mine", now=100)
+    assert table.expire(now=699) == ()
+    assert table.expire(now=700) == ("other",)
+
+
 def test_there_is_a_limit_and_ids_are_checked(table: SessionTable) -> None:
     table.open("a", now=0)
     with pytest.raises(InvalidRequestError, match="exists already"):

@@ -2,7 +2,7 @@
 
 import asyncio
 import copy
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
 from functools import partial
 from pathlib import Path
@@ -25,10 +25,13 @@ from splitlearn_comm import (
     ServerUnavailableError,
     SessionNotFoundError,
 )
-from splitlearn_comm.client import ExponentialBackoff
+from splitlearn_comm.client import ExponentialBackoff, FixedDelay
 from splitlearn_comm.quickstart import Client
+from splitlearn_comm.testing import eventually
 from splitlearn_comm.training import StartTraining
 from splitlearn_core import TrainingError
+from splitlearn_core.errors import TrainingLostError
+from splitlearn_core.parts.port import TrunkSession
 from splitlearn_core.training.seeding import seeded_dropout
 from splitlearn_manager.quickstart import ManagedServer
 from splitlearn_manager.runtime.hosted_trunk import HostedTrunk
@@ -45,9 +48,9 @@ def lora() -> LoraConfig:
     return LoraConfig(r=4, target_modules="all-linear", lora_dropout=0.1)
 
 
-def server(split: Split, config: GRPCServerConfig | None = None) -> GRPCComputeServer:
+def server(split: Split, config: GRPCServerConfig | None = None, port: int = 0) -> GRPCComputeServer:
     host = HostedTrunk(split.trunk, name="trunk", training_limits=TrainingLimits(allow_full=True))
-    return GRPCComputeServer(host, port=0, config=config or GRPCServerConfig())
+    return GRPCComputeServer(host, port=port, config=config or GRPCServerConfig())
 
 
 @contextmanager
@@ -177,6 +180,87 @@ def test_nobody_computes_with_what_another_trains() -> None:
         assert len(set(refusals)) == 1
         with bob.session() as other:
             other.train(StartTraining(name="mine"))
+
+
+def test_a_server_that_is_started_again_makes_an_evaluation_a_lost_training(tmp_path: Path) -> None:
+    split, patient = tiny_split("llama"), FixedDelay(0.02, max_attempts=500)
+    prompt = padded_prompt(90)
+    local = split.client.trunk
+    with ExitStack() as stack:
+        first = stack.enter_context(server(split))
+        split.client.trunk = stack.enter_context(RemoteTrunk.connect(first.address, retry=patient))
+        run = split.client.start_training(lora=lora(), lr=5e-2)
+        fit(split.client, run.optimizer, num_steps=2)
+        run.save_checkpoint("last", tmp_path)
+        split.client.eval()
+        with torch.no_grad():
+            expected_BTV = split.client(**prompt).logits
+        first.stop()
+        stack.enter_context(server(split, port=int(first.address.rpartition(":")[2])))
+        with torch.no_grad(), pytest.raises(TrainingLostError, match=r"no adapter .*; run\.resume\(tag\) goes on"):
+            split.client(**prompt)
+        with pytest.raises(TrainingLostError, match=r"no adapter .*; run\.resume\(tag\) goes on"):
+            split.client.generate(**prompt, max_new_tokens=2)
+        run.resume("last", tmp_path)
+        with torch.no_grad():
+            assert torch.equal(split.client(**prompt).logits, expected_BTV)
+        fit(split.client, run.optimizer, num_steps=1)
+        assert run.update_id == 3
+    split.client.trunk = local
+
+
+def test_a_session_of_a_training_that_has_ended_says_that_it_is_lost() -> None:
+    split = tiny_split("llama")
+    hidden_BTH = torch.randn(2, 3, split.trunk.hidden_size)
+    with across_the_wire(split):
+        run = split.client.start_training(lora=lora(), lr=5e-2)
+        sessions = [split.client.trunk_now.open_session() for _ in range(4)]
+        for session in sessions:
+            session.step(hidden_BTH)
+        run.passes.training.close()  # as it ends when it is idle for too long
+        steps: list[Callable[[TrunkSession], object]] = [
+            lambda session: session.step(hidden_BTH),
+            lambda session: session.reorder(torch.tensor([1, 0])),
+            lambda session: session.crop(1),
+            lambda session: session.start_recording(),
+        ]
+        for session, step in zip(sessions, steps, strict=True):
+            with pytest.raises(TrainingLostError, match=r"its training has ended.*run\.resume\(tag\) goes on"):
+                step(session)
+
+
+@pytest.mark.parametrize("kind", ["calls", "a session"])
+def test_a_training_that_is_evaluated_for_long_is_not_idle(kind: str) -> None:
+    split = tiny_split("llama")
+    local = split.client.trunk
+    with (
+        server(split, GRPCServerConfig(idle_session_timeout_s=1.0)) as serving,
+        RemoteTrunk.connect(serving.address) as split.client.trunk,
+        Client(serving.address) as other,
+    ):
+        run = split.client.start_training(lora=lora(), lr=5e-2)
+        fit(split.client, run.optimizer, num_steps=1)
+        split.client.eval()
+        session = split.client.trunk_now.open_session() if kind == "a session" else None
+        hidden_BTH = torch.ones(1, 1, split.trunk.hidden_size)
+
+        def look() -> None:
+            if session is None:
+                split.client.trunk_now.compute(hidden_BTH)
+            else:
+                session.step(hidden_BTH)
+                session.crop(1)
+
+        def is_another_over() -> bool:
+            look()
+            return serving.statistics().sessions_expired > 0
+
+        with other.session():  # opened after the last step of the training, so that it is over before that would be
+            eventually(is_another_over)
+        assert serving.statistics().sessions_expired == 1
+        fit(split.client, run.optimizer, num_steps=1)
+        assert run.update_id == 2
+    split.client.trunk = local
 
 
 def test_what_cannot_be_is_said() -> None:

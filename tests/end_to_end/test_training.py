@@ -59,8 +59,11 @@ def test_an_adapter_of_all_parts(family: str) -> None:
         assert_same(run, whole, without_prefix)
 
 
-def test_all_weights_where_the_server_allows_it() -> None:
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float16])
+def test_all_weights_where_the_server_allows_it(dtype: torch.dtype) -> None:
     split = tiny_split("llama")
+    for model in (split.whole, split.client, split.trunk):
+        model.to(dtype)
     whole = copy.deepcopy(split.whole).requires_grad_(True)
     expected = fit(whole, torch.optim.SGD(whole.parameters(), lr=0.1, momentum=0.9), clip=1.0)
     with across_the_wire(split, allow_full=True):

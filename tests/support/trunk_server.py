@@ -23,7 +23,7 @@ class Servers:
         """Start a server on a free port and return its address."""
         if dtype is not None:
             options["dtype"] = getattr(torch, dtype)
-        server = ManagedServer(model,  config=ServerConfig(**config), **{"port": 0, **options})
+        server = ManagedServer(model, config=ServerConfig(**config), **{"port": 0, **options})
         server.start(block=False)
         self._running[server.address] = server
         return server.address

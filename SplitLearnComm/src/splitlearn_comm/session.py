@@ -197,6 +197,11 @@ class _Entry:
     opened_at: float
     last_used: float
     attachment: int
+    client: str
+    adapter: str
+    """With which it computes; empty for none."""
+    trains: str = ""
+    """Under what name its client computes with what it trains; empty for nothing."""
     detached_at: float | None = None
 
 
@@ -205,7 +210,8 @@ class SessionTable:
 
     Args:
         max_sessions: How many may be open at once.
-        idle_timeout_s: A session without a step for so long ends.
+        idle_timeout_s: A session without a step for so long ends; of one that trains, calls and steps that compute with
+            what it trains count too.
         detached_timeout_s: A session whose stream broke ends when no new stream takes it up for so long.
     """
 
@@ -214,6 +220,7 @@ class SessionTable:
         self._idle_timeout_s = idle_timeout_s
         self._detached_timeout_s = detached_timeout_s
         self._entries: dict[str, _Entry] = {}
+        self._training: dict[tuple[str, str], list[_Entry]] = {}
         self._forgotten: OrderedDict[str, str] = OrderedDict()
         self._attachments = 0
 
@@ -228,8 +235,14 @@ class SessionTable:
         """Whether the session is open."""
         return session_id in self._entries
 
-    def open(self, session_id: str, now: float) -> int:
+    def open(self, session_id: str, now: float, *, client: str = "", adapter: str = "") -> int:
         """Add a session; returns the number of its attachment to the stream that opened it.
+
+        Args:
+            session_id: Its name.
+            now: The time.
+            client: Whose it is.
+            adapter: Name of that one's adapter with which it computes; empty for none.
 
         Raises:
             InvalidRequestError: The id is empty, too long or taken.
@@ -245,7 +258,7 @@ class SessionTable:
                 f"longer need, or raise max_sessions at the server"
             )
         self._attachments += 1
-        self._entries[session_id] = _Entry(Ledger(session_id), now, now, self._attachments)
+        self._entries[session_id] = _Entry(Ledger(session_id), now, now, self._attachments, client, adapter)
         return self._attachments
 
     def resume(self, session_id: str, now: float) -> int:
@@ -278,7 +291,21 @@ class SessionTable:
         if entry.attachment != attachment:
             raise SessionNotFoundError(f"session {session_id} was taken up by another stream and goes on there")
         entry.last_used = now
+        if entry.adapter:
+            self.use_adapter(entry.client, entry.adapter, now)
         return entry.ledger
+
+    def name_training(self, session_id: str, adapter: str) -> None:
+        """Note under what name its client computes with what a session trains; nothing if it is over, or none is."""
+        entry = self._entries.get(session_id)
+        if entry is not None and adapter and not entry.trains:
+            entry.trains = adapter
+            self._training.setdefault((entry.client, adapter), []).append(entry)
+
+    def use_adapter(self, client: str, adapter: str, now: float) -> None:
+        """Note that a client computes with an adapter at `now`: that is use of the session that trains it, if any."""
+        for entry in self._training.get((client, adapter), ()):
+            entry.last_used = now
 
     def detach(self, session_id: str, attachment: int, now: float) -> None:
         """Note that the stream of this attachment ended. Nothing happens if another has taken over."""
@@ -288,8 +315,10 @@ class SessionTable:
 
     def close(self, session_id: str, reason: str = "it was closed by its client") -> bool:
         """Remove a session and remember why; False if it was not there."""
-        if self._entries.pop(session_id, None) is None:
+        entry = self._entries.pop(session_id, None)
+        if entry is None:
             return False
+        self._forget_training(entry)
         self._forgotten[session_id] = reason
         if len(self._forgotten) > MAX_FORGOTTEN:
             self._forgotten.popitem(last=False)
@@ -308,6 +337,11 @@ class SessionTable:
         for session_id in session_ids:
             self.close(session_id, "the server was stopping")
         return session_ids
+
+    def _forget_training(self, entry: _Entry) -> None:
+        others = [other for other in self._training.pop((entry.client, entry.trains), ()) if other is not entry]
+        if others:  # of another service at this address
+            self._training[entry.client, entry.trains] = others
 
     def _over(self, entry: _Entry, now: float) -> str | None:
         if entry.ledger.is_running:

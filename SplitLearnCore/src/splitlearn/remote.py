@@ -10,9 +10,9 @@ from typing import NoReturn, Self, Unpack
 
 import torch
 
-from splitlearn.remote_training import RemoteTraining
+from splitlearn.remote_training import LOST_TO_OTHERS, RemoteTraining, saying_that_it_is_lost
 from splitlearn.wire_loss import measure_losses, sample_text, with_losses
-from splitlearn_comm import GRPCComputeClient, ServiceInfo
+from splitlearn_comm import CommError, GRPCComputeClient, ServiceInfo
 from splitlearn_comm.client import ClientOptions, ClientSession
 from splitlearn_comm.codec import CodecChoice
 from splitlearn_comm.training import FreeAdapter
@@ -41,16 +41,22 @@ class RemoteTrunk(TrunkPort):
         losses: where the client looks up what each lossy codec costs, to be filled by `measure_losses`; None for a
             client that needs no such thing.
         adapter: name of the client's adapter at the server, with which to compute; None for none.
+        lost: errors by which the server says that what trains under that name is lost; none where nothing does.
 
     Raises:
         TrunkMismatchError: what the server hosts is no trunk.
     """
 
     def __init__(
-        self, client: GRPCComputeClient, losses: dict[str, float] | None = None, adapter: str | None = None
+        self,
+        client: GRPCComputeClient,
+        losses: dict[str, float] | None = None,
+        adapter: str | None = None,
+        lost: tuple[type[CommError], ...] = (),
     ) -> None:
         self._client = client
         self._adapter = adapter
+        self._lost = lost
         self._losses = losses
         self._info = trunk_info(client.get_info())
         # Said again with every session and call: another server may listen at this address by then.
@@ -98,25 +104,30 @@ class RemoteTrunk(TrunkPort):
     ) -> torch.Tensor:
         """Run the middle layers once without a cache; no gradient comes back.
 
+        They run in the trunk's own dtype, whatever autocast is on here: only the passes of a training say which.
+
         Raises:
             UnsupportedOptionError: a training forward whose gradient would have to cross the wire.
+            TrainingLostError: the trunk trains, and its server knows nothing of that any more.
         """
         self._free_abandoned()
         refuse_training(training)
-        received_BTH = self._client.compute(
-            hidden_BTH.detach().to(self._info.dtype),
-            attention_mask=attention_mask,
-            position_ids=position_ids,
-            expected_fingerprint=self._service_fingerprint,
-            adapter=self._adapter,
-        )
+        with saying_that_it_is_lost(self._lost):
+            received_BTH = self._client.compute(
+                hidden_BTH.detach().to(self._info.dtype),
+                attention_mask=attention_mask,
+                position_ids=position_ids,
+                expected_fingerprint=self._service_fingerprint,
+                adapter=self._adapter,
+            )
         return joined(hidden_BTH, received_BTH)
 
     def open_session(self) -> "RemoteTrunkSession":
-        """Open a KV cache on the server."""
+        """Open a KV cache on the server; raises `TrainingLostError` as `compute`, and so do its steps."""
         self._free_abandoned()
-        session = self._client.session(self._service_fingerprint, adapter=self._adapter)
-        return RemoteTrunkSession(session, self._info.dtype, self._abandoned)
+        with saying_that_it_is_lost(self._lost):
+            session = self._client.session(self._service_fingerprint, adapter=self._adapter)
+        return RemoteTrunkSession(session, self._info.dtype, self._abandoned, self._lost)
 
     def start_training(self, spec: TrunkTrainingSpec) -> RemoteTraining:
         """Train the trunk on its server, for this client alone, or only take gradients through it.
@@ -136,7 +147,7 @@ class RemoteTrunk(TrunkPort):
     def trained_by(self, training: TrunkTraining) -> "RemoteTrunk":
         """Return the trunk on its server with what trains there of it."""
         assert isinstance(training, RemoteTraining), "a training of another port"
-        port = RemoteTrunk(self._client, self._losses, training.adapter)
+        port = RemoteTrunk(self._client, self._losses, training.adapter, LOST_TO_OTHERS)
         port._abandoned = self._abandoned  # this one's calls free what that one's sessions leave
         return port
 
@@ -194,12 +205,26 @@ class RemoteTrunk(TrunkPort):
 
 
 class RemoteTrunkSession(TrunkSession):
-    """A KV cache on a server."""
+    """A KV cache on a server.
 
-    def __init__(self, session: ClientSession, dtype: torch.dtype, abandoned: deque[ClientSession]) -> None:
+    Args:
+        session: just opened.
+        dtype: of the trunk's hidden states.
+        abandoned: where it goes when nobody holds it any more.
+        lost: errors that say that the training is lost which it computes with; none where it does with none.
+    """
+
+    def __init__(
+        self,
+        session: ClientSession,
+        dtype: torch.dtype,
+        abandoned: deque[ClientSession],
+        lost: tuple[type[CommError], ...] = (),
+    ) -> None:
         self._session = session
         self._dtype = dtype
         self._abandoned = abandoned
+        self._lost = lost
 
     @property
     def position(self) -> int:
@@ -214,27 +239,31 @@ class RemoteTrunkSession(TrunkSession):
         *,
         training: bool = False,
     ) -> torch.Tensor:
-        """Append T tokens to the cache; no gradient comes back.
+        """Append T tokens to the cache; no gradient comes back. Autocast as in `RemoteTrunk.compute`.
 
         Raises:
             UnsupportedOptionError: a training forward whose gradient would have to cross the wire.
         """
         refuse_training(training)
         sent_BTH = hidden_BTH.detach().to(self._dtype)
-        received_BTH = self._session.step(sent_BTH, attention_mask=attention_mask, position_ids=position_ids)
+        with saying_that_it_is_lost(self._lost):
+            received_BTH = self._session.step(sent_BTH, attention_mask=attention_mask, position_ids=position_ids)
         return joined(hidden_BTH, received_BTH)
 
     def reorder(self, indices: torch.Tensor) -> None:
         """Replace the rows of the cache by its rows `indices` [B']."""
-        self._session.reorder(indices.tolist())
+        with saying_that_it_is_lost(self._lost):
+            self._session.reorder(indices.tolist())
 
     def crop(self, num_tokens: int) -> None:
         """Take the last `num_tokens` tokens back."""
-        self._session.crop(num_tokens)
+        with saying_that_it_is_lost(self._lost):
+            self._session.crop(num_tokens)
 
     def start_recording(self) -> None:
         """Keep from now on what a later `crop` may need."""
-        self._session.start_recording()
+        with saying_that_it_is_lost(self._lost):
+            self._session.start_recording()
 
     def close(self) -> None:
         """Free the cache on the server."""

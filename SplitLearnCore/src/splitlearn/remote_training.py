@@ -3,12 +3,14 @@
 Tensor shapes: B rows, T tokens, H hidden size.
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from typing import Any
 
 import torch
 
 from splitlearn_comm import (
+    AdapterNotFoundError,
     CommError,
     DeadlineExceededError,
     InvalidRequestError,
@@ -50,6 +52,8 @@ LOST: tuple[type[CommError], ...] = (
     DeadlineExceededError,
 )
 """What a session says whose server is gone, was started again, has freed it, or is too slow: it is over then."""
+LOST_TO_OTHERS: tuple[type[CommError], ...] = (AdapterNotFoundError, SessionNotFoundError)
+"""What other sessions and calls that compute with what trains are told then."""
 PART_BYTES = 32 << 20
 """Of a training's state, what goes into one message, its last tensor aside."""
 
@@ -152,18 +156,26 @@ class RemoteTraining(TrunkTraining):
 
     def _do(self, action: TrainingAction) -> Trained:
         try:
-            came = self._session.train(action)
-        except LOST as error:
-            raise errors.TrainingLostError(
-                f"this training is lost where it ran ({error}); run.resume(tag) goes on from a checkpoint, there or at "
-                "another server at the same address"
-            ) from error
+            with saying_that_it_is_lost(LOST):
+                came = self._session.train(action)
         except tuple(ERRORS) as error:
             kind = next(ERRORS[cls] for cls in type(error).__mro__ if cls in ERRORS)
             raise kind(str(error)) from error
         if (breakdown := self._session.breakdown) is not None:
             self.network_s = (self.network_s or 0.0) + breakdown.network_s
         return came
+
+
+@contextmanager
+def saying_that_it_is_lost(kinds: tuple[type[CommError], ...]) -> Iterator[None]:
+    """Raise `TrainingLostError` in place of errors of some kinds; none of them for a trunk that does not train."""
+    try:
+        yield
+    except kinds as error:
+        raise errors.TrainingLostError(
+            f"this training is lost where it ran ({error}); run.resume(tag) goes on from a checkpoint, there or at "
+            "another server at the same address"
+        ) from error
 
 
 def number(scale: torch.Tensor | None) -> float | None:

@@ -19,6 +19,7 @@ from torch import nn
 
 from splitlearn import SplitModelForCausalLM
 from splitlearn_core import LocalTrunk, SplitResult, compile_part
+from splitlearn_core.parts import compiling
 from splitlearn_core.parts.part import CutModel
 from splitlearn_core.split.cut_copy import cut_apart
 from tests.support.families import POINTS, padded_prompt, tiny_split
@@ -154,6 +155,18 @@ class Breaking(nn.Module):
         return self.inner(states)
 
 
+class OfAKind(nn.Module):
+    """Goes around a module; a graph is for one kind only, and there may be any number of these."""
+
+    def __init__(self, inner: nn.Module) -> None:
+        super().__init__()
+        self.inner = inner
+        self.kind = "warm-up"
+
+    def forward(self, states: torch.Tensor) -> Any:
+        return self.inner(states) if self.kind else states
+
+
 def break_layer(part: CutModel, index: int, *, always: bool) -> None:
     layer: Any = part.get_submodule(f"transformer.h.{index}")
     layer.mlp = Breaking(layer.mlp, always=always)
@@ -187,6 +200,25 @@ def test_what_breaks_later_is_said_once_and_runs_as_it_is(caplog: pytest.LogCapt
     assert_close([torch.cat(steps, 1)], [expected], 1e-5)
     (said,) = log_of(caplog)
     assert "graph_break" in said
+
+
+@torch.no_grad()
+def test_one_kind_of_inputs_too_many_is_said_once_and_runs_as_it_is(
+    monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    monkeypatch.setattr(compiling, "GRAPH_LIMIT", dict.fromkeys(compiling.GRAPH_LIMIT, 8))  # where it can be told
+    trunk = parts_of("gpt2").trunk
+    layer: Any = trunk.get_submodule("transformer.h.2")
+    layer.mlp = OfAKind(layer.mlp)
+    hidden = torch.randn(1, 5, trunk.hidden_size)
+    expected = trunk(hidden)
+    assert compile_part(trunk, backend="eager")
+    for number in range(10):
+        layer.mlp.kind = f"number {number}"
+        assert_close([trunk(hidden)], [expected], 1e-6)
+    (said,) = log_of(caplog)
+    assert said.startswith("the Trunk of GPT2LMHeadModel is not compiled and runs as it is: ")
+    assert "limit" in said
 
 
 @torch.no_grad()

@@ -158,7 +158,8 @@ class AioServer:
     def _add_services(self) -> None:
         self._directory.names()  # a host that cannot say what it is does not begin to serve
         parts = (Services(self._directory, self._config), self._config, self._statistics)
-        self._calls, self._sessions = CallService(*parts), SessionService(*parts, self._observer)
+        self._sessions = SessionService(*parts, self._observer)
+        self._calls = CallService(*parts, self._sessions.use_adapter)
         self._server.add_generic_rpc_handlers((self._handlers(),))
         health_pb2_grpc.add_HealthServicer_to_server(self._health, self._server)
         if importlib.util.find_spec("grpc_reflection"):

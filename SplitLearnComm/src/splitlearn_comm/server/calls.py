@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import time
-from collections.abc import Awaitable
+from collections.abc import Awaitable, Callable
 from dataclasses import replace
 from typing import Any
 
@@ -24,10 +24,24 @@ Context = grpc.aio.ServicerContext[Any, Any]
 
 
 class CallService:
-    """Serves the unary calls of `ComputeService`."""
+    """Serves the unary calls of `ComputeService`.
 
-    def __init__(self, services: Services, config: GRPCServerConfig, statistics: ServerStatistics) -> None:
+    Args:
+        services: Where hosts are leased.
+        config: Limits.
+        statistics: Where to count.
+        use_adapter: Is told the client and the adapter of each call, before it and when it is done.
+    """
+
+    def __init__(
+        self,
+        services: Services,
+        config: GRPCServerConfig,
+        statistics: ServerStatistics,
+        use_adapter: Callable[[str, str], None],
+    ) -> None:
         self._services = services
+        self._use_adapter = use_adapter
         self._config = config
         self._statistics = statistics
         self.is_serving = False
@@ -71,9 +85,11 @@ class CallService:
             served.validator.check_call(call)
             named = replace(call, client=CALLER.get().account.name)
             served.load.steps += 1
+            self._use_adapter(named.client, named.adapter)
             try:
                 result = await served.host.compute(named)
             finally:
+                self._use_adapter(named.client, named.adapter)
                 served.load.steps -= 1
         finally:
             served.release()

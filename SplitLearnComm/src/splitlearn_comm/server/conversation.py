@@ -34,7 +34,7 @@ from splitlearn_comm.server.security.accounts import Meter
 from splitlearn_comm.server.statistics import ServerStatistics
 from splitlearn_comm.server.watching import ServedCall
 from splitlearn_comm.session import Advance, Effect, Ledger, Mark, Permute, Replay, Trim
-from splitlearn_comm.training import Trained, TrainingAction
+from splitlearn_comm.training import StartTraining, Trained, TrainingAction
 from splitlearn_comm.worker import TURN, Turn
 
 
@@ -238,6 +238,8 @@ class Conversation:
         try:
             reply = await self._done(ledger, request.step_id, verdict.position, action)
             ledger.commit(reply)
+            if isinstance(action, StartTraining):
+                self._sessions.name_training(ledger.session_id, action.name)
             self._meter.account.keep_reply(ledger.session_id, len(reply))
         finally:
             ledger.abandon()

@@ -66,6 +66,14 @@ class OpenSessions:
         """The ledger of a session, for a message over the stream of this attachment; raises as `SessionTable.use`."""
         return self._table.use(session_id, attachment, self._clock())
 
+    def name_training(self, session_id: str, adapter: str) -> None:
+        """Note under what name its client computes with what a session trains; empty for none."""
+        self._table.name_training(session_id, adapter)
+
+    def use_adapter(self, client: str, adapter: str) -> None:
+        """Note that a call of a client computes with an adapter: a session that trains it is in use; empty for none."""
+        self._table.use_adapter(client, adapter, self._clock())
+
     async def open(self, session_id: str, account: ClientAccount, fingerprint: str, adapter: str = "") -> int:
         """Open a session on the service that the call names; returns the number of its attachment.
 
@@ -79,7 +87,7 @@ class OpenSessions:
             CommError: It cannot be; nothing is left of it then.
         """
         # The table first: it refuses a name that is taken, and nobody becomes the owner of another's session.
-        attachment = self._table.open(session_id, self._clock())
+        attachment = self._table.open(session_id, self._clock(), client=account.name, adapter=adapter)
         try:
             account.open_session(session_id, self._table.has)
             served = await self._open_at_host(session_id, account.name, fingerprint, adapter)

@@ -80,6 +80,10 @@ class SessionService:
         """Sessions open now."""
         return len(self._sessions)
 
+    def use_adapter(self, client: str, adapter: str) -> None:
+        """Note that a call of a client computes with an adapter; empty for none."""
+        self._sessions.use_adapter(client, adapter)
+
     async def serve(self, _: object, context: grpc.aio.ServicerContext[Any, Any]) -> None:
         """The handler of one stream."""
         stream = _Stream(self._conversation(), acquaintance=CALLER.get().acquaintance)

@@ -35,6 +35,14 @@ GRAPH_LIMIT: dict[str, Any] = (
     {"recompile_limit": MAX_GRAPHS} if "recompile_limit" in inspect.signature(torch.compile).parameters else {}
 )
 """Older versions of torch have a limit of their own, 8, which is for the whole process."""
+TOO_MANY_GRAPHS: tuple[type[Exception], ...] = tuple(
+    vars(torch._dynamo.exc)[name]
+    for name in ("FailOnRecompileLimitHit", "FailOnCacheLimitHit")
+    if name in vars(torch._dynamo.exc)
+)
+"""What torch raises where one more would be over the limit, by its names now and before: no kind of its usual error."""
+NO_GRAPH: tuple[type[Exception], ...] = (torch._dynamo.exc.TorchDynamoException, *TOO_MANY_GRAPHS)
+"""What torch raises where there is no graph for an input, and nothing of the layer has run."""
 TOLERANCE = 1e-5
 """By how much the warm-up's results may differ, as a share of the largest one where that is above 1."""
 
@@ -85,7 +93,7 @@ class CompiledForward:
             return self._eager(*args, **kwargs)
         try:
             return self._compiled(*args, **kwargs)
-        except torch._dynamo.exc.TorchDynamoException as error:
+        except NO_GRAPH as error:
             if self._compilation.is_warming_up:
                 raise
             output = self._eager(*args, **kwargs)  # raises by itself where the inputs are to blame
@@ -215,5 +223,7 @@ def named(part: CutModel) -> str:
 
 def reason_of(error: Exception) -> str:
     """Return what an error says, short: of torch's, whose first line often only names the cause, two lines."""
+    if isinstance(error, TOO_MANY_GRAPHS) and isinstance(error.__cause__, Exception):
+        error = error.__cause__  # which names the limit; this one says only that it is a failure
     lines = [line.strip() for line in str(error).splitlines() if line.strip()]
     return " ".join(lines[:2]) or type(error).__name__

@@ -3,8 +3,9 @@
 Whatever a training loop does to gradients before it steps, it does to all of them: it takes a norm over the norms of
 all parameters, and multiplies all by one number (clipping, undoing a loss scale), or skips the step when one is not
 finite. With one norm for each of the trunk's parameters, in the places that they have in the whole model, all of that
-comes out right, to the last bit. The second element is too small to change any norm, and tells by what all of them were
-multiplied.
+comes out right, to the last bit. The second element tells by what all of them were multiplied: it is a power of two, so
+that a product with it is exact, and too small to change any norm. Float16 has no number that small (2^-24 is its
+least): there the two elements are a power of two as large as the norm allows and what makes up the rest of it.
 """
 
 import math
@@ -22,6 +23,8 @@ TINY = 2.0**-60
 """Of the largest norm: a power of two, so that a product with it is exact; its square changes no bit of a sum."""
 LEAST = 2.0**-100
 """The least mark: far enough from where float32 ends to be multiplied still."""
+NARROW = torch.float16
+"""The dtype whose exponents are too few for that."""
 
 
 class GradientProxies:
@@ -37,7 +40,10 @@ class GradientProxies:
             name: nn.Parameter(torch.zeros(2, dtype=dtype, device=device)) for name, dtype in dtypes.items()
         }
         self.first = next(iter(self.parameters.values()), None)
+        self._marked = self.first
+        """Of whose gradient the second element tells most exactly by what it was multiplied."""
         self._mark = LEAST
+        """What that was when it was taken; 0 where no gradient is there that could be multiplied."""
 
     def install(self, model: CutModel) -> None:
         """Put the stand-ins where the parameters are in the whole model, so that `parameters()` goes over them."""
@@ -59,9 +65,13 @@ class GradientProxies:
     def take(self, norms_N: torch.Tensor) -> None:
         """Take the norms of the gradients that the trunk has now."""
         norms = norms_N.tolist()
-        self._mark = mark_beside(norms)
+        beside, largest = mark_beside(norms), -1.0
         for parameter, norm in zip(self.parameters.values(), norms, strict=True):
-            parameter.grad = torch.tensor([norm, self._mark], dtype=parameter.dtype, device=parameter.device)
+            is_narrow = parameter.dtype == NARROW
+            rest, mark = in_two(norm) if is_narrow else (norm, beside)
+            parameter.grad = torch.tensor([rest, mark], dtype=parameter.dtype, device=parameter.device)
+            if (exactness := mark if is_narrow else math.inf) > largest:
+                self._marked, self._mark, largest = parameter, mark, exactness
 
     def poison(self) -> None:
         """Take it that the trunk's gradients are NaN: what came to the cut was, and the trunk was not asked."""
@@ -76,9 +86,11 @@ class GradientProxies:
 
     def scale(self) -> torch.Tensor | None:
         """Return by what all gradients were multiplied since they were taken, a float32 scalar; None for not at all."""
-        assert self.first is not None
-        assert self.first.grad is not None
-        scale = self.first.grad[1].detach().to("cpu", torch.float32) / self._mark
+        assert self._marked is not None
+        assert self._marked.grad is not None
+        if not self._mark:
+            return None
+        scale = self._marked.grad[1].detach().to("cpu", torch.float32) / self._mark
         return None if scale == 1 else scale
 
     @contextmanager
@@ -98,6 +110,18 @@ def mark_beside(norms: list[float]) -> float:
     """Return what stands beside these norms: it grows with them, so that a loss scale of any size can be undone."""
     largest = max((norm for norm in norms if math.isfinite(norm)), default=0.0)
     return max(LEAST, TINY * 2.0 ** math.frexp(largest)[1]) if largest else LEAST
+
+
+def in_two(norm: float) -> tuple[float, float]:
+    """Return two numbers whose norm in float16 is a number of float16, to the last bit; the second is a power of two.
+
+    The rounding of the first moves their norm by less than it is itself, and that is at most half a unit of the norm's
+    last place; torch adds squares of float16 up in float32.
+    """
+    if not norm or not math.isfinite(norm):
+        return norm, 0.0
+    power = 2.0 ** (math.frexp(norm)[1] - 1)
+    return math.sqrt(norm * norm - power * power), power
 
 
 def absent_layers(model: CutModel) -> list[tuple[str, AbsentLayer]]:
