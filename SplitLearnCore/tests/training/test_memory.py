@@ -6,6 +6,7 @@ Tensor shapes: B rows, T tokens, H hidden size.
 import math
 import weakref
 from collections.abc import Callable
+from dataclasses import replace
 from typing import Any
 
 import pytest
@@ -187,12 +188,24 @@ def test_options_that_make_state_later_are_booked_before_the_step() -> None:
     trainer.update(3, [{"momentum": 0.9}])
     assert own_bytes(trainer) > begun_state
     assert memory.num_bytes - begun_bytes == own_bytes(trainer) - begun_state
-    # What a momentum has made stays without it, beside what comes.
-    trainer.update(4, [{"momentum": 0.0, "weight_decay": 0.1}])
-    trainer.update(5, [{"momentum": 0.5}])
-    assert memory.num_bytes - begun_bytes == own_bytes(trainer) - begun_state
     trainer.close()
     assert memory.num_bytes == 0
+
+
+def test_what_an_option_has_made_stays_booked_without_it() -> None:
+    split, memory = tiny_split("llama"), TrainingMemory()
+    spec = spec_of(split, optimizer="sgd")
+    (both,) = spec.groups
+    groups = [ParameterGroup(names=names, options=both.options) for names in (both.names[::2], both.names[1::2])]
+    trainer = TrunkTrainer(split.trunk, replace(spec, groups=groups), memory)
+    begun_bytes = memory.num_bytes
+    left_BTH = trainer.forward(1, hidden(split, 1, 3), dropout=SEED)
+    trainer.backward(1, torch.ones_like(left_BTH))
+    trainer.update(1, [{"momentum": 0.9}, {}])
+    assert 0 < own_bytes(trainer) == memory.num_bytes - begun_bytes
+    one_bytes = own_bytes(trainer)
+    trainer.update(2, [{"momentum": 0.0}, {"momentum": 0.9}])
+    assert one_bytes < own_bytes(trainer) == memory.num_bytes - begun_bytes
 
 
 @pytest.mark.parametrize("options", [{}, {"capturable": True}], ids=["plain", "capturable"])
