@@ -184,6 +184,24 @@ def test_a_loop_without_a_run_trains_bottom_and_top_through_the_trunk() -> None:
         assert fit(client, torch.optim.SGD(client.parameters(), lr=0.1)) == expected
 
 
+def test_a_checkpoint_remembers_through_what_its_tensors_went(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    split = tiny_split("llama")
+    host = HostedTrunk(split.trunk, name="trunk")
+    with GRPCComputeServer(host, port=0) as server:
+        for codec, resumed in (("bf16", False), ("bf16", True), ("raw", True)):
+            with RemoteTrunk.connect(server.address, codec=codec) as split.client.trunk:
+                run = split.client.start_training(lora=lora(), lr=1e-2)
+                if resumed:
+                    run.resume("coded", tmp_path)
+                else:
+                    fit(split.client, run.optimizer, num_steps=1)
+                    run.save_checkpoint("coded", tmp_path)
+                run.close()
+            was_warned = "was trained with codecs" in caplog.text
+            assert was_warned == (codec == "raw")
+    assert "'hidden to server': 'bf16'" in caplog.text
+
+
 @pytest.mark.slow
 def test_it_goes_on_after_the_server_was_killed(tmp_path: Path) -> None:
     def begin(address: str) -> Any:

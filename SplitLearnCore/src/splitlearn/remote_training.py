@@ -22,6 +22,7 @@ from splitlearn_comm import (
     StepOrderError,
 )
 from splitlearn_comm.client import ClientSession
+from splitlearn_comm.messages import RoleCodecs
 from splitlearn_comm.training import (
     BackwardPass,
     ForwardPass,
@@ -80,6 +81,7 @@ class RemoteTraining(TrunkTraining):
         self._session = session
         self.adapter = session.session_id
         """Under what name other sessions and calls of this client compute with what trains."""
+        self.codecs = named_codecs(session.codecs)
         groups = [ParameterGroup(group.names, group.options) for group in spec.groups]
         beside = (spec.full, spec.optimizer, groups, spec.recompute, self.adapter)
         try:
@@ -181,3 +183,14 @@ def saying_that_it_is_lost(kinds: tuple[type[CommError], ...]) -> Iterator[None]
 def number(scale: torch.Tensor | None) -> float | None:
     """Return a float32 scalar as a number."""
     return None if scale is None else scale.item()
+
+
+def named_codecs(codecs: RoleCodecs) -> dict[str, str]:
+    """Return the codecs of hidden states and gradients that are not raw, by role and direction."""
+    named = {
+        f"{role} to {where}": name
+        for role, each in codecs.by_role()
+        if role != "kv"
+        for where, name in (("server", each.to_server), ("client", each.to_client))
+    }
+    return {where: name for where, name in named.items() if name}

@@ -117,6 +117,12 @@ def test_a_training_forward_opens_no_session() -> None:
     assert trunk.trunk.training
 
 
+def test_labels_of_another_shape_are_refused_before_anything_is_sent() -> None:
+    split = tiny_split("llama")
+    with pytest.raises(PartInputError, match=r"expected \[2, 7\], got \[2, 6\]; label what is not to be learned -100"):
+        split.client(input_ids=torch.ones(2, 7, dtype=torch.long), labels=torch.ones(2, 6, dtype=torch.long))
+
+
 def test_a_sequence_longer_than_the_maximum_is_refused() -> None:
     client, _ = counting_client()
     limit = client.config.max_position_embeddings

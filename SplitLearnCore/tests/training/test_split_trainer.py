@@ -187,6 +187,31 @@ def test_a_scaler_goes_on_where_the_trunk_comes_back(tmp_path: Path) -> None:
     assert_same_weights(straight, trainer)
 
 
+@pytest.mark.parametrize("on_lost", ["stop", "skip"])
+def test_an_update_at_which_the_trunk_is_lost_again_and_again(tmp_path: Path, on_lost: str) -> None:
+    split = tiny_split("llama")
+    trainer = trainer_of(split, tmp_path, save_strategy="steps", save_steps=2, on_lost=on_lost)
+    forward, num_losses = split.client.forward_across, 0
+
+    def losing(inputs: dict[str, Any]) -> Any:
+        nonlocal num_losses
+        if trainer.state.global_step == 3:
+            num_losses += 1
+            raise TimeoutError("too slow")
+        return forward(inputs)
+
+    split.client.forward_across = losing  # type: ignore[method-assign]
+    if on_lost == "stop":
+        with pytest.raises(TimeoutError, match="too slow"):
+            trainer.train()
+        assert trainer.run.update_id == 3
+    else:
+        trainer.train()
+        assert trainer.run.update_id == 5
+        assert trainer.run.guard.counts == {"lost": 1}
+    assert num_losses == 3
+
+
 def test_patience_begins_anew_whenever_the_trunk_has_done_something() -> None:
     patience = Patience(10.0, now_s=0.0)
     assert [patience.next_pause_s(now_s) for now_s in (1.0, 2.0, 9.95)] == pytest.approx([0.1, 0.2, 0.05])

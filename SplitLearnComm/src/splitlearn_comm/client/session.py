@@ -34,7 +34,7 @@ from splitlearn_comm.codec import CodecChoice
 from splitlearn_comm.errors import CommError
 from splitlearn_comm.framing import steps
 from splitlearn_comm.logs import ids
-from splitlearn_comm.messages import Action, Crop, Forward, Reorder, StartRecording
+from splitlearn_comm.messages import Action, Crop, Forward, Reorder, RoleCodecs, StartRecording
 from splitlearn_comm.training import Trained, TrainingAction
 
 logger = logging.getLogger("splitlearn_comm.client")
@@ -93,6 +93,11 @@ class ClientSession:
     def codec_choice(self) -> CodecChoice | None:
         """What `codec="auto"` has chosen for this session, and why; None where a codec is named."""
         return self._cursor.codec_choice
+
+    @property
+    def codecs(self) -> RoleCodecs:
+        """The codecs that its tensors go through, in each role and direction."""
+        return self._cursor.codecs
 
     @property
     def breakdown(self) -> StepBreakdown | None:

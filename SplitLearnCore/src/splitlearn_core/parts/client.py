@@ -161,6 +161,11 @@ class SplitModel(CutModel, GenerationMixin):
         if embedded is None:
             raise PartInputError("expected input_ids [batch, tokens] or inputs_embeds; got neither")
         num_rows, num_tokens = embedded.shape[:2]
+        if (labels := inputs.get("labels")) is not None and labels.shape != embedded.shape[:2]:
+            raise PartInputError(
+                f"labels go with the tokens, one each: expected {list(embedded.shape[:2])}, got {list(labels.shape)}; "
+                "label what is not to be learned -100"
+            )
         self._check_length(num_tokens + (cache.position if cache is not None else 0))
         with nullcontext() if cache is None else cache.appending(num_rows, num_tokens):
             return self._run_across(inputs, cache, mask)

@@ -32,6 +32,10 @@ class SplitTrainingArguments(TrainingArguments):
         metadata={"help": "Norms far above those before: skip, lower_rate or stop. Default: not looked at."},
     )
     guard_spike_factor: float = field(default=10.0, metadata={"help": "How far above: times their median."})
+    on_lost: str = field(
+        default="stop",
+        metadata={"help": "An update at which the trunk is lost again and again: stop, or skip to leave it out."},
+    )
     guard_max_in_a_row: int = field(default=10, metadata={"help": "Updates left out one after the other at most."})
     reconnect_timeout_s: float = field(
         default=600.0,
@@ -43,6 +47,10 @@ class SplitTrainingArguments(TrainingArguments):
         super().__post_init__()  # type: ignore[no-untyped-call]
         if self.reconnect_timeout_s < 0:
             raise TrainingError(f"reconnect_timeout_s is at least 0; got {self.reconnect_timeout_s}")
+        if self.on_lost not in ("stop", "skip"):
+            raise TrainingError(f"on_lost is stop or skip; got {self.on_lost!r}")
+        if self.on_lost == "skip" and self.fp16:
+            raise TrainingError("on_lost='skip' does not go with fp16: a scaler takes no update without gradients")
         self.guard()
 
     def guard(self) -> GuardConfig:

@@ -8,6 +8,7 @@ checkpoint before, or this one, and never neither.
 from __future__ import annotations
 
 import json
+import logging
 import os
 import shutil
 from collections.abc import Iterator, Mapping
@@ -29,6 +30,7 @@ if TYPE_CHECKING:
     from splitlearn_core.training.adapters import Adapter
     from splitlearn_core.training.run import TrainingRun
 
+logger = logging.getLogger(__name__)
 PARAMETER = "parameter "
 """What stands before a parameter's name; before it stands the optimizer's word for anything else, as `exp_avg `."""
 TRAINING = "training.safetensors"
@@ -46,6 +48,7 @@ def save_checkpoint(run: TrainingRun, directory: Path) -> None:
         "groups": [said_of(group) for group in run.optimizer.param_groups],
         "numbers": optimizer_numbers(run),
         "guard": run.guard.state(),
+        "codecs": dict(run.passes.training.codecs),
         **belonging(run),
     }
     client = {**client_state(run), **generator_states()}
@@ -81,6 +84,13 @@ def load_checkpoint(run: TrainingRun, directory: Path) -> None:
     run.optimizer.zero_grad()
     run.guard.restore(told["guard"])
     restore_generators(client)
+    if (now := dict(run.passes.training.codecs)) != told["codecs"]:
+        logger.warning(
+            "%s was trained with codecs %s, and goes on with %s: it will not be the same to the last bit",
+            directory,
+            told["codecs"] or "raw",
+            now or "raw",
+        )
 
 
 def training_with_state(run: TrainingRun, state: Mapping[str, torch.Tensor], update_id: int) -> TrunkTraining:

@@ -54,6 +54,8 @@ class BackwardResult(NamedTuple):
 class TrunkTraining(ABC):
     """A trunk that is being trained, or through which gradients go to train others."""
 
+    codecs: Mapping[str, str] = {}
+    """Through what its tensors go on the way, by role and direction; nothing where there is no way or they go raw."""
     network_s: float | None = None
     """Seconds that its calls spent on the way so far; None where there is no way, or nobody measures it."""
 

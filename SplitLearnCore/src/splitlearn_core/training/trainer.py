@@ -8,6 +8,7 @@ import json
 import logging
 import shutil
 import time
+from collections import Counter
 from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -40,6 +41,8 @@ LOST = (ConnectionError, TimeoutError, TrainingBusyError)
 """What a trunk raises that cannot be reached, whatever the wire is, or has no room yet, as for a client that comes back
 before its old place is free."""
 FIRST_PAUSE_S, LONGEST_PAUSE_S = 0.1, 5.0
+MAX_LOSSES = 3
+"""How often the trunk may be lost at one update: a batch that it cannot do in time would be tried for ever."""
 
 
 class SplitTrainer(Trainer):
@@ -78,6 +81,7 @@ class SplitTrainer(Trainer):
         self._times: Mapping[str, float] = {}
         self._patience = Patience(args.reconnect_timeout_s, time.monotonic())
         self._last_saved: Path | None = None
+        self._losses: Counter[int] = Counter()
         try:
             super().__init__(model, args, optimizers=(self.run.optimizer, None), **others)
         except BaseException:
@@ -95,10 +99,12 @@ class SplitTrainer(Trainer):
 
         Raises:
             TrainingError: there is no such checkpoint, it is of another training, or updates make no sense any more.
-            ConnectionError: the trunk was lost and did not come back in `reconnect_timeout_s`.
+            ConnectionError: the trunk was lost and did not come back in `reconnect_timeout_s`, or was lost three times
+                at one update, and `on_lost` is not `"skip"`.
         """
         # Of what lies in the output directory only that is gone back to which belongs to this training.
         self._last_saved = self._checkpoint(resume_from_checkpoint)
+        self._losses.clear()
         scaler = getattr(self.accelerator, "scaler", None)
         scale = None if scaler is None else scaler.state_dict()
         if self._last_saved is None:
@@ -109,6 +115,7 @@ class SplitTrainer(Trainer):
                 done = super().train(None if self._last_saved is None else str(self._last_saved), *args, **kwargs)
                 break
             except LOST as error:
+                self._note_lost(error)
                 self._wait(error)
                 if scaler is not None:  # it remembers to have undone the scale of gradients that are gone
                     scaler._per_optimizer_states.clear()
@@ -139,6 +146,14 @@ class SplitTrainer(Trainer):
             except LOST as error:
                 self._wait(error)
 
+    def _note_lost(self, error: Exception) -> None:
+        self._losses[self.state.global_step] += 1
+        if self._losses[self.state.global_step] >= MAX_LOSSES and self.arguments.on_lost == "stop":
+            raise error
+
+    def _is_left_out(self) -> bool:
+        return self._losses[self.state.global_step] >= MAX_LOSSES
+
     def _wait(self, error: Exception) -> None:
         pause_s = self._patience.next_pause_s(time.monotonic())
         if pause_s is None:
@@ -147,7 +162,14 @@ class SplitTrainer(Trainer):
         time.sleep(pause_s)
 
     def training_step(self, model: nn.Module, inputs: dict[str, Any], *args: Any, **kwargs: Any) -> torch.Tensor:
-        """Do one forward and backward."""
+        """Do one forward and backward; none for an update at which the trunk was lost too often."""
+        if self._is_left_out():
+            if self.accelerator.sync_gradients:  # the last of the update's
+                logger.warning(
+                    "update %d is left out: the trunk was lost at it again and again", self.state.global_step
+                )
+                self.run.guard.counts["lost"] += 1
+            return torch.zeros((), device=self.args.device)
         loss = super().training_step(model, inputs, *args, **kwargs)
         self._patience.note_alive(time.monotonic())
         return loss
