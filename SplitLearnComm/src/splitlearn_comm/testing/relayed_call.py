@@ -45,6 +45,7 @@ class RelayedCall:
         self._call = call
         self._deliver = deliver
         self._is_broken = self._is_cut_behind_request = False
+        self._writing = asyncio.Lock()
         self._requests = asyncio.create_task(self._relay_requests())
         self._replies = asyncio.create_task(self._relay_replies())
 
@@ -89,7 +90,11 @@ class RelayedCall:
         with contextlib.suppress(grpc.RpcError, asyncio.CancelledError):
             while (message := await self._call.read()) is not _END:
                 if not self._is_broken:
-                    await self._relay(message, Direction.TO_CLIENT, self._context.write)
+                    await self._relay(message, Direction.TO_CLIENT, self._write)
+
+    async def _write(self, message: bytes) -> None:
+        async with self._writing:
+            await self._context.write(message)
 
     async def _relay(self, message: bytes, direction: Direction, send: Send) -> None:
         try:
@@ -115,7 +120,10 @@ class RelayedCall:
             with contextlib.suppress(grpc.RpcError, asyncio.InvalidStateError):
                 await self._call.done_writing()
         await self._stop(self._requests)
-        await self._context.abort(grpc.StatusCode.UNAVAILABLE, str(order))
+        # The client may have what was written last before gRPC says so here, and a stream that still writes cannot be
+        # ended: its client would wait for ever.
+        async with self._writing:
+            await self._context.abort(grpc.StatusCode.UNAVAILABLE, str(order))
 
     def _hang_up(self) -> None:
         self._call.cancel()
