@@ -41,6 +41,7 @@ from tests.support.models import save_gpt2
 from tests.support.training import assert_evaluates_alike, fit
 
 SOON = ExponentialBackoff(initial_delay=0.01, max_attempts=3)
+pytestmark = pytest.mark.slow
 TOKENS = {"alice": "a" * 32, "bob": "b" * 32}
 
 

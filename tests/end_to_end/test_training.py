@@ -72,6 +72,7 @@ def test_all_weights_where_the_server_allows_it(dtype: torch.dtype) -> None:
         assert_same(run, whole)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("recompute", [False, True])
 @pytest.mark.parametrize("family", ["gpt2", "llama", "qwen3"])
 def test_an_adapter_in_mixed_precision(family: str, recompute: bool) -> None:

@@ -106,6 +106,7 @@ def test_what_the_user_says_is_not_chosen(
     assert not [record for record in caplog.records if record.name == LOGGER]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("family", FAMILIES)
 def test_every_family_runs_with_what_is_chosen_for_it(family: str) -> None:
     config, architecture = tiny_config(family), causal_classes(CONFIG_MAPPING[family])[0]
@@ -128,6 +129,7 @@ def test_an_encoder_beside_the_decoder_keeps_its_own() -> None:
     assert model.config.audio_config._attn_implementation == "eager"
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("model_type", swept(row.model_type for row in support_rows() if row.refusal is None))
 def test_no_architecture_refuses_what_is_chosen_for_it(model_type: str) -> None:
     config, architecture = tiny_config(model_type), causal_classes(CONFIG_MAPPING[model_type])[0]

@@ -61,6 +61,7 @@ def trainings(split: Split, is_lora: bool, recompute: bool) -> tuple[Any, nn.Mod
     return run, whole, torch.optim.AdamW(whole.parameters(), lr=1e-3)
 
 
+@pytest.mark.slow
 @pytest.mark.filterwarnings("ignore::FutureWarning")
 @pytest.mark.parametrize("switch", [enable, enable_around_hooks])
 @pytest.mark.parametrize("use_reentrant", [False, True], ids=["not reentrant", "reentrant"])

@@ -58,6 +58,7 @@ def kept_storages(left_BTH: torch.Tensor, trainer: TrunkTrainer) -> list[torch.U
     return [storage for place, storage in found.items() if place not in models]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("family", ["gpt2", "llama", "qwen3"])
 @pytest.mark.parametrize("lora", [True, False], ids=["adapter", "all weights"])
 def test_what_a_forward_keeps_is_what_its_graph_has_saved(family: str, lora: bool) -> None:
@@ -99,6 +100,7 @@ def go_back_to_the_trunk_alone(trainer: TrunkTrainer) -> None:
     trainer.backward(1, torch.ones(2, 7, trainer.trunk.hidden_size), wants_input_gradient=False)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("end", [forget, update, TrunkTrainer.close, push_out, go_back, go_back_to_the_trunk_alone])
 @pytest.mark.parametrize("recompute", [0.0, 1.0], ids=["kept", "computed again"])
 @pytest.mark.parametrize("family", ["gpt2", "llama"])

@@ -44,6 +44,7 @@ def all_weights(split: Split) -> tuple[Any, nn.Module, torch.optim.Optimizer]:
     return client.start_training(optimizer="SGD", **SGD), whole, torch.optim.SGD(whole.parameters(), **SGD)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("recompute", [False, True])
 @pytest.mark.parametrize("autocast", [torch.bfloat16, torch.float16])
 @pytest.mark.parametrize("family", FAMILIES)
@@ -54,6 +55,7 @@ def test_lora(family: str, autocast: torch.dtype, recompute: bool) -> None:
     assert_same(run, whole, without_prefix)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("family", families.FAMILIES)
 def test_all_weights(family: str) -> None:
     run, whole, optimizer = all_weights(tiny_split(family))
@@ -127,6 +129,7 @@ def test_a_pass_that_is_forgotten_is_run_again_under_the_same_autocast(
     assert all(torch.equal(*pair) for pair in zip(got, expected, strict=True))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("clip", [None, 0.05])
 @pytest.mark.parametrize("family", FAMILIES)
 def test_steps_of_float16_that_overflow_are_skipped_on_both_sides(family: str, clip: float | None) -> None:

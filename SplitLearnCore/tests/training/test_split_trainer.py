@@ -102,6 +102,7 @@ def test_it_goes_on_from_a_checkpoint_bit_for_bit(tmp_path: Path) -> None:
     assert again.run.update_id == 6
 
 
+@pytest.mark.slow
 def test_a_checkpoint_that_was_not_finished_is_passed_over(tmp_path: Path) -> None:
     saving = {"save_strategy": "steps", "save_steps": 2}
     trainer_of(tiny_split("llama"), tmp_path, **saving).train()
@@ -134,6 +135,7 @@ class Losing(LocalTrunk):
         return training
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("save_steps", [2, 100])
 def test_it_goes_on_where_the_trunk_comes_back(tmp_path: Path, save_steps: int) -> None:
     """With a checkpoint to go on from, and with none but the beginning."""
@@ -150,6 +152,7 @@ def test_it_goes_on_where_the_trunk_comes_back(tmp_path: Path, save_steps: int) 
     assert not (tmp_path / "lossy" / "beginning").exists()
 
 
+@pytest.mark.slow
 def test_what_an_earlier_training_left_is_not_gone_back_to(tmp_path: Path) -> None:
     earlier = trainer_of(tiny_split("llama"), tmp_path, save_strategy="steps", save_steps=6, learning_rate=5e-2)
     earlier.train()
@@ -164,6 +167,7 @@ def test_what_an_earlier_training_left_is_not_gone_back_to(tmp_path: Path) -> No
     assert_same_weights(straight, trainer)
 
 
+@pytest.mark.slow
 def test_lost_before_its_first_checkpoint_it_goes_back_to_the_one_it_came_from(tmp_path: Path) -> None:
     saving = {"save_strategy": "steps", "save_steps": 2}
     straight = trainer_of(tiny_split("llama"), tmp_path / "straight", **saving)
@@ -176,6 +180,7 @@ def test_lost_before_its_first_checkpoint_it_goes_back_to_the_one_it_came_from(t
     assert_same_weights(straight, trainer)
 
 
+@pytest.mark.slow
 def test_a_scaler_goes_on_where_the_trunk_comes_back(tmp_path: Path) -> None:
     straight = trainer_of(tiny_split("llama"), tmp_path / "straight", fp16=True)
     straight.train()
@@ -187,6 +192,7 @@ def test_a_scaler_goes_on_where_the_trunk_comes_back(tmp_path: Path) -> None:
     assert_same_weights(straight, trainer)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("on_lost", ["stop", "skip"])
 def test_an_update_at_which_the_trunk_is_lost_again_and_again(tmp_path: Path, on_lost: str) -> None:
     split = tiny_split("llama")
@@ -223,6 +229,7 @@ def test_patience_begins_anew_whenever_the_trunk_has_done_something() -> None:
     assert longest_s == 5.0
 
 
+@pytest.mark.slow
 def test_the_best_checkpoint_is_what_is_kept(tmp_path: Path) -> None:
     class Spoil(TrainerCallback):
         def on_step_end(self, args: Any, state: Any, control: Any, **_: Any) -> None:
