@@ -14,6 +14,9 @@ import torch
 Options = Mapping[str, Any]
 """What JSON can say: numbers, strings, truth values, None, lists."""
 
+STATE_PART_BYTES = 32 << 20
+"""Of a training's state, what goes into one message, its last tensor aside."""
+
 
 @dataclass(frozen=True)
 class ParameterGroup:

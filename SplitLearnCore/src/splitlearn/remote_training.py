@@ -24,6 +24,7 @@ from splitlearn_comm import (
 from splitlearn_comm.client import ClientSession
 from splitlearn_comm.messages import RoleCodecs
 from splitlearn_comm.training import (
+    STATE_PART_BYTES,
     BackwardPass,
     ForwardPass,
     ParameterGroup,
@@ -55,8 +56,6 @@ LOST: tuple[type[CommError], ...] = (
 """What a session says whose server is gone, was started again, has freed it, or is too slow: it is over then."""
 LOST_TO_OTHERS: tuple[type[CommError], ...] = (AdapterNotFoundError, SessionNotFoundError)
 """What other sessions and calls that compute with what trains are told then."""
-PART_BYTES = 32 << 20
-"""Of a training's state, what goes into one message, its last tensor aside."""
 
 
 class TrunkBusyError(ResourceExhaustedError, errors.TrainingBusyError):
@@ -144,7 +143,7 @@ class RemoteTraining(TrunkTraining):
         part: dict[str, torch.Tensor] = {}
         for number_, (name, tensor) in enumerate(state.items(), start=1):
             part[name] = tensor
-            if number_ == len(state) or sum(t.nbytes for t in part.values()) >= PART_BYTES:
+            if number_ == len(state) or sum(t.nbytes for t in part.values()) >= STATE_PART_BYTES:
                 self._do(WriteTraining(TrainingState(update_id, part, len(state))))
                 part = {}
 

@@ -159,7 +159,7 @@ async def read(desk: TrainingDesk, session_id: str, first: int) -> TrainingState
 def test_a_state_is_read_in_parts_of_which_each_is_copied_alone(monkeypatch: pytest.MonkeyPatch) -> None:
     trained = dict(tiny_trunk().named_parameters())
     num_bytes = sum(parameter.nbytes for parameter in trained.values())
-    monkeypatch.setattr(training_desk, "PART_BYTES", num_bytes // 5)
+    monkeypatch.setattr(training_desk, "STATE_PART_BYTES", num_bytes // 5)
     copied: list[int] = []
     to: Callable[..., torch.Tensor] = torch.Tensor.to
 

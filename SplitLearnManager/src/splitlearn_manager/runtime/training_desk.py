@@ -19,6 +19,7 @@ from splitlearn_comm import (
     UnsupportedOperationError,
 )
 from splitlearn_comm.training import (
+    STATE_PART_BYTES,
     BackwardPass,
     ForwardPass,
     FreeAdapter,
@@ -42,8 +43,6 @@ from splitlearn_manager.runtime.adapter_shelf import AdapterLimits
 from splitlearn_manager.runtime.figures import TrainingUse
 
 T = TypeVar("T")
-PART_BYTES = 32 << 20
-"""Of a training's state, what goes into one message, its last tensor aside."""
 ERRORS: dict[type[TrainingError], type[CommError]] = {
     errors.PassExpiredError: PassExpiredError,
     errors.StaleGradientError: StaleGradientError,
@@ -289,6 +288,6 @@ def part_of(sizes: Mapping[str, int], first: int) -> list[str]:
     for name in list(sizes)[first:]:
         part.append(name)
         num_bytes += sizes[name]
-        if num_bytes >= PART_BYTES:
+        if num_bytes >= STATE_PART_BYTES:
             break
     return part
