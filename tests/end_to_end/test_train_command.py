@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 import torch
-from peft import PeftModel
+from peft import AutoPeftModelForCausalLM, PeftModel
 from safetensors.torch import load_file
 from typer.testing import CliRunner
 
@@ -38,8 +38,10 @@ def test_it_trains_across_the_wire_and_peft_loads_what_comes_out(tmp_path: Path)
         command = [*SPLITLEARN, "train", "--data", str(data), "--output", str(out), "--trunk", address, *SMALL]
         result = run_program(command)
         assert result.returncode == 0, result.stderr
-        again = run_program([*command, "--resume"])
-        assert again.returncode == 0, again.stderr
+        again = [run_program([*command, *further]) for further in (["--resume"], [])]
+    assert [run.returncode for run in again] == [1, 1]
+    assert "checkpoint-4 is at update 4 already, and max_steps is 4" in again[0].stderr
+    assert "has checkpoints already: --resume goes on from them; or name another one" in again[1].stderr
     assert re.search(r"^learning from \d+ examples of \d+ tokens, \d+ held out$", result.stdout, re.MULTILINE)
     assert re.search(r"^update 4 of 4: loss \d", result.stdout, re.MULTILINE)
     before, after = re.search(r"held out: ([\d.]+), before ([\d.]+)$", result.stdout, re.MULTILINE).groups()[::-1]  # type: ignore[union-attr]
@@ -47,6 +49,9 @@ def test_it_trains_across_the_wire_and_peft_loads_what_comes_out(tmp_path: Path)
     assert "Traceback" not in result.stderr
     plain = PeftModel.from_pretrained(load_whole(builtin_directory()), str(out / "adapter"))
     assert any(p.abs().sum() > 0 for name, p in plain.named_parameters() if "lora_B" in name)
+    by_its_own_word = AutoPeftModelForCausalLM.from_pretrained(str(out / "adapter"))
+    ids = torch.arange(3, 12).unsqueeze(0)
+    assert torch.equal(by_its_own_word(ids).logits, plain(ids).logits)
     assert (out / "curves.png").read_bytes().startswith(b"\x89PNG")
     local = CliRunner().invoke(app, ["train", "--data", str(data), "--output", str(tmp_path / "local"), *SMALL])
     assert local.exit_code == 0, local.output

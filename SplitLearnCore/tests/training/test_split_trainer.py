@@ -319,6 +319,11 @@ def test_what_cannot_be(tmp_path: Path) -> None:
     trainer.run.save_checkpoint("split", tmp_path / "checkpoint-1")
     (tmp_path / "checkpoint-1" / "trainer_state.json").write_text(json.dumps({}))
     trainer.run.close()
+    done = {"global_step": 6}
+    (tmp_path / "checkpoint-1" / "trainer_state.json").write_text(json.dumps(done))
     other = trainer_of(tiny_split("qwen3"), tmp_path)
+    with pytest.raises(TrainingError, match="is at update 6 already, and max_steps is 6"):
+        other.train(resume_from_checkpoint=True)
+    (tmp_path / "checkpoint-1" / "trainer_state.json").write_text(json.dumps({}))
     with pytest.raises(TrainingError, match="its model_type is llama, here qwen3"):
         other.train(resume_from_checkpoint=True)

@@ -62,7 +62,9 @@ def train(
     block_size: Annotated[
         int | None, typer.Option(min=2, help=f"Tokens of an example. Default: the model's, at most {LONGEST_BLOCK}.")
     ] = None,
-    learning_rate: Annotated[float, typer.Option(min=0, help="Of AdamW, at its highest.")] = 2e-4,
+    learning_rate: Annotated[
+        float, typer.Option(min=0, help="Of AdamW, at its highest; it falls to 0 in a line.")
+    ] = 2e-4,
     warmup_steps: Annotated[int, typer.Option(min=0, help="Updates until it is that high.")] = 0,
     precision: Annotated[
         str, typer.Option(help="float32; or bf16 or fp16: mixed precision, where the hardware has it.")
@@ -113,6 +115,8 @@ def train(
         revision=commit,
         connection={**connection, "timings": True} if trunk else None,
     )
+    if not resume and any(output.glob("checkpoint-*")):
+        raise OptionError(f"--output {output} has checkpoints already: --resume goes on from them; or name another one")
     examples, held_out = read_both(data, eval_data, tokenizer, block_of(split, block_size))
     out.print(f"learning from {len(examples)} examples of {examples.num_tokens} tokens, {len(held_out)} held out")
     with blamed_on("--report-to", report_to):
@@ -143,6 +147,7 @@ def train(
             reconnect_timeout_s=reconnect_timeout,
             use_cpu=split.device.type == "cpu",
             dataloader_pin_memory=False,
+            logging_nan_inf_filter=False,
             disable_tqdm=not has_terminal(),
         )
     speak(out, trainer)
@@ -163,6 +168,7 @@ def run(out: Console, trainer: "SplitTrainer", output: Path, *, resume: bool) ->
     else:
         trainer.run.save_checkpoint("weights", output)
         out.print(f"what was trained, both sides: {output / 'weights'}")
+    trainer.pop_callback(Lines)
     after = trainer.evaluate()["eval_loss"]
     out.print(f"loss on what was held out: {after:.4f}" + ("" if before is None else f", before {before:.4f}"))
 
@@ -226,7 +232,7 @@ def make_trainer(
     return SplitTrainer(
         split,
         SplitTrainingArguments(train_parts=names, **options),
-        lora=LoraConfig(target_modules="all-linear", **lora) if lora["r"] else None,
+        lora=LoraConfig(target_modules="all-linear", task_type="CAUSAL_LM", **lora) if lora["r"] else None,
         train_dataset=examples,
         eval_dataset=held_out,
         data_collator=collate,

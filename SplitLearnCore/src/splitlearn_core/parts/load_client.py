@@ -6,6 +6,7 @@ from dataclasses import replace
 
 import torch
 
+from splitlearn_core.builtin import BUILTIN_MODEL_ID, builtin_directory
 from splitlearn_core.checkpoint.fingerprint import fingerprint, mismatch
 from splitlearn_core.checkpoint.source import Source, locate
 from splitlearn_core.checkpoint.weights import read_weight_index
@@ -55,6 +56,9 @@ def load_client_model(
     check_trunk(port.info, source, split_points)
     model = load_piece(SplitModel, source, replace(split, split_points=port.info.split_points))
     model.trunk = port
+    # It was read from a directory of links that is gone; an adapter's configuration names what it belongs to.
+    name = str(builtin_directory()) if model_id == BUILTIN_MODEL_ID else model_id
+    model.name_or_path = model.config.name_or_path = name
     if model.dtype != port.info.dtype:
         logger.warning(
             "this side computes in %s, the trunk in %s: hidden states are converted on the way there and back",

@@ -12,7 +12,7 @@ from typing import Any, NamedTuple
 
 import torch
 
-from splitlearn_core.errors import PassExpiredError, StaleGradientError
+from splitlearn_core.errors import PassExpiredError, StaleGradientError, TrainingError
 from splitlearn_core.parts.port import TrunkPort
 from splitlearn_core.training.guard import BOTTOM_EXIT, TOP_ENTRY, TRUNK, Guard
 from splitlearn_core.training.port import TrunkTraining
@@ -63,6 +63,7 @@ class TrunkPasses:
         self._dtype = trunk.info.dtype
         self.next_pass_id = 1
         self._waited_s = 0.0
+        self._is_closed = False
         self.trained_trunk = self._trained_trunk()
         """The trunk as of the last update, for forwards that are no passes; None where nothing of it trains."""
 
@@ -111,6 +112,8 @@ class TrunkPasses:
 
     def update(self, options: list[dict[str, Any]]) -> None:
         """Do one step of the trunk's optimizer, if there are gradients, as every optimizer of torch does."""
+        if self._is_closed:
+            raise TrainingError("this run is closed: begin another with model.start_training(...)")
         if self.proxies.is_clear:
             return
         with self.waiting():
@@ -135,6 +138,7 @@ class TrunkPasses:
         """Go on with another trunk, or with the same one anew."""
         self.training.close()
         self.training, self.update_id, self.next_pass_id = training, update_id, next_pass_id
+        self._is_closed = False
         self.trained_trunk = self._trained_trunk()
 
     def _trained_trunk(self) -> TrunkPort | None:
@@ -146,6 +150,7 @@ class TrunkPasses:
 
     def close(self) -> None:
         """Free what the trunk keeps."""
+        self._is_closed = True
         self.training.close()
 
     def backward(self, ctx: Any, gradient_BTH: torch.Tensor) -> torch.Tensor | None:

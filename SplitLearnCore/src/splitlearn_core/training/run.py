@@ -28,7 +28,7 @@ if TYPE_CHECKING:
     from splitlearn_core.training.adapters import Adapter
 
 
-@dataclass(frozen=True, eq=False)
+@dataclass(frozen=True, eq=False, repr=False)
 class TrainingRun:
     """What `model.start_training` returns."""
 
@@ -47,6 +47,13 @@ class TrainingRun:
     """What the run changed of the model."""
     guard: Guard
     """Watches its gradients; has counted the updates that were not done."""
+
+    def __repr__(self) -> str:
+        what = "all weights" if self.adapter is None else f"an adapter of {len(self.adapter.modules)} modules"
+        state = "open" if self.model.run is self else "closed"
+        return (
+            f"<training of {what}: {type(self.optimizer).__name__}, update {self.update_id}, {state}; {self.guard!r}>"
+        )
 
     def save_checkpoint(self, tag: str, directory: str | Path = "checkpoints") -> Path:
         """Write both sides, between two steps: what `resume` needs to go on bit for bit.

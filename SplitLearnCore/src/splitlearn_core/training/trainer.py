@@ -137,6 +137,12 @@ class SplitTrainer(Trainer):
             raise TrainingError(
                 f"there is no whole checkpoint of a split training in {where}: begin one without resuming"
             )
+        step = json.loads((found / TRAINER_STATE_NAME).read_text(encoding="utf-8")).get("global_step", 0)
+        if 0 < self.args.max_steps <= step:
+            raise TrainingError(
+                f"{found} is at update {step} already, and max_steps is {self.args.max_steps}: raise it, or begin in "
+                "another directory"
+            )
         return found
 
     def _begin_again(self) -> None:
