@@ -84,6 +84,12 @@ class TrunkTrainer(TrunkTraining):
         self.update_id = 0
         self._is_closed = False
 
+    def __repr__(self) -> str:
+        optimizer = self._spec.optimizer or "no optimizer"
+        return (
+            f"<{len(self.trainable)} parameters, {optimizer}, {self.update_id} updates, {self.num_passes} passes kept>"
+        )
+
     def _make_trainable(self) -> dict[str, nn.Parameter]:
         if self._spec.full:
             names = {name for group in self._spec.groups for name in group.names}

@@ -3,6 +3,7 @@
 Tensor shapes: B rows, T tokens, H hidden size.
 """
 
+import logging
 import time
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
@@ -18,6 +19,7 @@ from splitlearn_comm import (
     StaleGradientError,
     UnsupportedOperationError,
 )
+from splitlearn_comm.logs import ids
 from splitlearn_comm.training import (
     STATE_PART_BYTES,
     BackwardPass,
@@ -43,6 +45,7 @@ from splitlearn_manager.runtime.adapter_shelf import AdapterLimits
 from splitlearn_manager.runtime.figures import TrainingUse
 
 T = TypeVar("T")
+logger = logging.getLogger(__name__)
 ERRORS: dict[type[TrainingError], type[CommError]] = {
     errors.PassExpiredError: PassExpiredError,
     errors.StaleGradientError: StaleGradientError,
@@ -145,6 +148,7 @@ class TrainingDesk:
         if named is not None:
             self.adapted.take_away(*named)
         if trainer is not None:
+            logger.info("session %s trains no more: %s", session_id, trainer, extra=ids(session=session_id))
             await self._worker.run(lambda: self._end(session_id, trainer))
 
     def _end(self, session_id: str, trainer: TrunkTrainer) -> None:
@@ -180,6 +184,7 @@ class TrainingDesk:
             self.adapted.put(client, name, trainer.trunk)
             self._names[session_id] = client, name
         self._trainers[session_id] = trainer
+        logger.info("session %s trains %s", session_id, trainer, extra=ids(session=session_id))
 
     def _made(self, start: StartTraining) -> TrunkTrainer:
         self._forget_old()
