@@ -58,6 +58,7 @@ def test_the_choice_is_the_fastest_that_loses_no_more_than_is_accepted(max_kl: f
             assert torch.equal(tokens, exact.generate(**prompt, max_new_tokens=4, do_sample=False))
 
 
+@pytest.mark.slow
 def test_a_checkpoint_without_a_tokenizer_says_what_to_give(trunks: TrunkProcess, tmp_path: Path) -> None:
     directory = save_tiny("gpt2", tmp_path / "tiny")
     with trunks.serving(directory) as address:

@@ -89,6 +89,7 @@ def test_gpt2_client(hub_with_gpt2: Hub) -> None:
     assert said.startswith("Once upon")
 
 
+@pytest.mark.slow
 def test_simple_server_and_client() -> None:
     with serving_program(["examples/simple_server.py", "0"], ended_by=signal.SIGINT) as address:
         lines = run_example("simple_client", address).splitlines()
@@ -101,6 +102,7 @@ def test_simple_server_and_client() -> None:
     assert lines[6:] == ["after the refusal: (1, 4, 4)"]
 
 
+@pytest.mark.slow
 def test_custom_service() -> None:
     with (
         serving_program(["examples/custom_service.py", "serve", "0"]) as address,

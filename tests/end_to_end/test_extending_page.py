@@ -7,6 +7,7 @@ from tests.support.page_runs import run_page
 PAGE = Path(__file__).resolve().parents[2] / "docs" / "extending.md"
 
 
+@pytest.mark.slow
 def test_every_extension_works(tmp_path: Path) -> None:
     moved, spoiled, loss, refused = run_page(PAGE, tmp_path).splitlines()
     position, moves = map(int, moved.split())

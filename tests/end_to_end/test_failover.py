@@ -87,6 +87,7 @@ def test_fifty_servers_killed_in_the_middle_of_a_generation(expected: torch.Tens
     kills(50, expected)
 
 
+@pytest.mark.slow
 def test_a_drain_in_the_middle_of_eight_generations(expected: torch.Tensor) -> None:
     """Every session moves with its state: none is lost, and no position is computed again."""
     first, second = ManagedServer("builtin", port=0), ManagedServer("builtin", port=0)

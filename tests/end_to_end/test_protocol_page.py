@@ -125,5 +125,6 @@ def test_every_option_is_in_the_reference(options: type[ClientSettings] | type[G
     assert {name for name in names if f"`{name}`" not in first_cells} == set()
 
 
+@pytest.mark.slow
 def test_the_stock_client_runs_as_written(tmp_path: Path) -> None:
     run_page(PAGE, tmp_path)

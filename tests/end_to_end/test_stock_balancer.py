@@ -56,6 +56,7 @@ class Callers:
                 thread.join()
 
 
+@pytest.mark.slow
 def test_both_get_calls_and_none_fails_when_one_stops() -> None:
     with (
         ServerProcess("splitlearn_comm.testing:Identity") as staying,

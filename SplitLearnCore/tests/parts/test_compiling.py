@@ -123,6 +123,7 @@ def with_ours(part: CutModel) -> None:
     assert compile_part(part, backend="eager")
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("copied", [copy.deepcopy, reloaded])
 @pytest.mark.parametrize("compiled", [with_ours, pytest.param(with_own_compile, marks=pytest.mark.slow)])
 def test_a_copy_computes_with_its_own_weights(
@@ -202,6 +203,7 @@ def test_what_breaks_later_is_said_once_and_runs_as_it_is(caplog: pytest.LogCapt
     assert "graph_break" in said
 
 
+@pytest.mark.slow
 @torch.no_grad()
 def test_one_kind_of_inputs_too_many_is_said_once_and_runs_as_it_is(
     monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture

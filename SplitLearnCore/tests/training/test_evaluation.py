@@ -22,6 +22,7 @@ def begin(split: Split, recompute: float = 0.0) -> TrainingRun:
     return split.client.start_training(lora=lora(), lr=5e-2, recompute=recompute)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("family", ["gpt2", "llama", "qwen3"])
 def test_with_an_adapter(family: str) -> None:
     split = tiny_split(family)

@@ -133,6 +133,7 @@ def test_a_backward_does_not_run_through_what_was_changed_in_place() -> None:
         trainer.backward(1, torch.ones_like(left_BTH))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("optimizer", "options"),
     [

@@ -409,6 +409,7 @@ def own_tmp(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     return directory
 
 
+@pytest.mark.slow
 def test_a_load_that_fails_says_why_and_leaves_nothing(tmp_path: Path, own_tmp: Path) -> None:
     save_gpt2(tmp_path / "cut")
     weights = tmp_path / "cut" / "model.safetensors"
