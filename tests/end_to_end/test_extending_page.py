@@ -2,6 +2,8 @@
 
 from pathlib import Path
 
+import pytest
+
 from tests.support.page_runs import run_page
 
 PAGE = Path(__file__).resolve().parents[2] / "docs" / "extending.md"
