@@ -65,9 +65,10 @@ def _reached(model: SplitModel, parameters: list[nn.Parameter]) -> list[bool]:
         for parameter in parameters:
             parameter.requires_grad_(True)
         with torch.enable_grad():
-            model.train(False).architecture.forward(
-                model, input_ids=torch.zeros(1, 1, dtype=torch.long, device=model.device)
-            )
+            ids = torch.zeros(1, 1, dtype=torch.long, device=model.device)
+            # Told, or transformers warns of padding that is none.
+            told = {"attention_mask": torch.ones_like(ids)} if "attention_mask" in model.forward_parameters else {}
+            model.train(False).architecture.forward(model, input_ids=ids, **told)
     except BottomDone:
         gradients = torch.autograd.grad(left[0].sum(), parameters, allow_unused=True)
         return [gradient is not None for gradient in gradients]
