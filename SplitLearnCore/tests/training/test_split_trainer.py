@@ -16,7 +16,7 @@ from transformers import Trainer, TrainerCallback, TrainingArguments
 from splitlearn.training import SplitTrainer, SplitTrainingArguments
 from splitlearn_core import LocalTrunk, TrainingError, Trunk
 from splitlearn_core.training.port import TrunkTraining, TrunkTrainingSpec
-from splitlearn_core.training.trainer import Patience, last_checkpoint
+from splitlearn_core.training.trainer import MAX_LOSSES, Patience, last_checkpoint
 from tests.support.families import Split, tiny_split
 from tests.support.training import assert_same, batches, whole_weights, without_prefix
 
@@ -117,11 +117,16 @@ def test_a_checkpoint_that_was_not_finished_is_passed_over(tmp_path: Path) -> No
 class Losing(LocalTrunk):
     """A trunk that is lost at some updates, once each."""
 
-    def __init__(self, trunk: Trunk, lost_at: set[int]) -> None:
+    def __init__(self, trunk: Trunk, lost_at: set[int], num_refusals: int = 0) -> None:
         super().__init__(trunk)
         self.lost_at = lost_at
+        self.num_refusals = num_refusals
+        self.num_refused = 0
 
     def start_training(self, spec: TrunkTrainingSpec) -> TrunkTraining:
+        if self.num_refused < self.num_refusals and len(self.lost_at) < 2:
+            self.num_refused += 1
+            raise ConnectionError("not there yet")
         training = super().start_training(spec)
         update = training.update
 
@@ -142,10 +147,12 @@ def test_it_goes_on_where_the_trunk_comes_back(tmp_path: Path, save_steps: int) 
     straight = trainer_of(tiny_split("llama"), tmp_path / "straight")
     straight.train()
     split = tiny_split("llama")
-    split.client.trunk = losing = Losing(split.trunk, {4, 6})
+    # For longer than it may be lost at one update.
+    split.client.trunk = losing = Losing(split.trunk, {4, 6}, num_refusals=MAX_LOSSES + 1)
     trainer = trainer_of(split, tmp_path / "lossy", save_strategy="steps", save_steps=save_steps)
     trainer.train()
     assert not losing.lost_at
+    assert losing.num_refused == MAX_LOSSES + 1
     assert told(trainer)[-1] == told(straight)[-1]
     expected, got = whole_weights(straight.run), whole_weights(trainer.run)
     assert all(torch.equal(got[name], tensor) for name, tensor in expected.items())

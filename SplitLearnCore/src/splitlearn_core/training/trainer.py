@@ -105,6 +105,7 @@ class SplitTrainer(Trainer):
         # Of what lies in the output directory only that is gone back to which belongs to this training.
         self._last_saved = self._checkpoint(resume_from_checkpoint)
         self._losses.clear()
+        self._patience.note_alive(time.monotonic())
         scaler = getattr(self.accelerator, "scaler", None)
         scale = None if scaler is None else scaler.state_dict()
         if self._last_saved is None:
@@ -116,11 +117,10 @@ class SplitTrainer(Trainer):
                 break
             except LOST as error:
                 self._note_lost(error)
-                self._wait(error)
                 if scaler is not None:  # it remembers to have undone the scale of gradients that are gone
                     scaler._per_optimizer_states.clear()
                 if self._last_saved is None:
-                    self._begin_again()
+                    self._bring_back(BEGINNING, self.directory)
                     if scaler is not None:
                         scaler.load_state_dict(scale)
         shutil.rmtree(self.directory / BEGINNING, ignore_errors=True)
@@ -145,16 +145,21 @@ class SplitTrainer(Trainer):
             )
         return found
 
-    def _begin_again(self) -> None:
+    def _bring_back(self, tag: str, directory: str | Path) -> None:
+        """Go on from a checkpoint, and wait for a trunk that is not there yet: that is no loss of an update."""
         while True:
             try:
-                return self.run.resume(BEGINNING, self.directory)
+                return self.run.resume(tag, directory)
             except LOST as error:
                 self._wait(error)
 
     def _note_lost(self, error: Exception) -> None:
+        self._patience.note_alive(time.monotonic())  # until now
+        logger.warning("the trunk was lost at step %d: %s", self.state.global_step, error)
         self._losses[self.state.global_step] += 1
-        if self._losses[self.state.global_step] >= MAX_LOSSES and self.arguments.on_lost == "stop":
+        num_losses = self._losses[self.state.global_step]
+        # Once more than that: it is not the update, which was left out.
+        if num_losses > MAX_LOSSES or (num_losses == MAX_LOSSES and self.arguments.on_lost == "stop"):
             raise error
 
     def _is_left_out(self) -> bool:
@@ -164,7 +169,7 @@ class SplitTrainer(Trainer):
         pause_s = self._patience.next_pause_s(time.monotonic())
         if pause_s is None:
             raise error
-        logger.warning("the trunk was lost at step %d, and is waited for: %s", self.state.global_step, error)
+        logger.warning("the trunk is waited for: %s", error)
         time.sleep(pause_s)
 
     def training_step(self, model: nn.Module, inputs: dict[str, Any], *args: Any, **kwargs: Any) -> torch.Tensor:
@@ -226,7 +231,7 @@ class SplitTrainer(Trainer):
     def _load_from_checkpoint(self, resume_from_checkpoint: str, model: nn.Module | None = None) -> None:
         # Trainer loads the state of the generators itself, when it has passed the data that was seen.
         state = torch.get_rng_state()
-        self.run.resume(HALVES, resume_from_checkpoint)
+        self._bring_back(HALVES, resume_from_checkpoint)
         torch.set_rng_state(state)
 
     def _load_optimizer_and_scheduler(self, checkpoint: str | None) -> None:
@@ -241,7 +246,7 @@ class SplitTrainer(Trainer):
     def _load_best_model(self) -> None:
         assert self.state.best_model_checkpoint is not None, "asked only where there is one"
         logger.info("going back to the best checkpoint, %s", self.state.best_model_checkpoint)
-        self.run.resume(HALVES, self.state.best_model_checkpoint)
+        self._bring_back(HALVES, self.state.best_model_checkpoint)
 
 
 class Patience:
