@@ -1,5 +1,6 @@
 """The relay under raw gRPC: what arrives, how often, and how streams end. Sessions over it: tests/faults."""
 
+import gc
 import time
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
@@ -7,6 +8,7 @@ from queue import SimpleQueue
 from typing import Any
 
 import grpc
+import psutil
 import pytest
 import torch
 
@@ -129,6 +131,26 @@ def test_a_dropped_reply_is_to_a_request_that_arrived(parrot: tuple[Parrot, str]
     answers, is_broken, statistics = run(parrot, Direction.TO_CLIENT, Drop())
     assert (answers, is_broken, statistics.dropped) == ([b"zero"], True, 1)
     assert parrot[0].heard == [b"zero", b"one"]
+
+
+@pytest.mark.parametrize("fault", [Drop(), Cut()])
+@pytest.mark.parametrize("direction", Direction)
+def test_a_relay_that_closed_holds_no_connection(
+    parrot: tuple[Parrot, str], direction: Direction, fault: Fault
+) -> None:
+    port = int(parrot[1].rpartition(":")[2])
+
+    def num_connections() -> int:
+        sockets = psutil.Process().net_connections("tcp")
+        return sum(one.laddr.port == port and one.status == psutil.CONN_ESTABLISHED for one in sockets)
+
+    gc.disable()  # it would close what is merely forgotten
+    try:
+        run(parrot, direction, fault)
+        assert parrot[0].heard
+        eventually(lambda: num_connections() == 0)
+    finally:
+        gc.enable()
 
 
 def test_a_cut_behind_a_request_lets_it_arrive_and_no_answer_back(parrot: tuple[Parrot, str]) -> None:

@@ -95,17 +95,24 @@ class FaultyRelay:
         await self._server.stop(None)
         await asyncio.gather(*(call.abandon() for call in tuple(self._calls)))
         await self._channel.close(None)
+        # The server's handlers hold this object: left here, both would stay until the garbage collector comes by.
+        del self._server, self._channel
 
     async def _serve(self, method: str, context: Context) -> None:
         """Relay one call of any method."""
         is_chosen = method == self._method
         self._num_streams += is_chosen
-        open_call: Any = self._channel.stream_stream(method, None, None)
-        call = open_call(metadata=metadata_of(context), timeout=context.time_remaining())
-        relayed = RelayedCall(context, call, self._deliver_spoiled if is_chosen else _deliver)
+        relayed = RelayedCall(
+            context,
+            self._open(method)(metadata=metadata_of(context), timeout=context.time_remaining()),
+            self._deliver_spoiled if is_chosen else _deliver,
+        )
         self._calls.add(relayed)
         relayed.when_over(self._calls.discard)
         await relayed.run()
+
+    def _open(self, method: str) -> Any:
+        return self._channel.stream_stream(method, None, None)
 
     async def _deliver_spoiled(self, message: bytes, direction: Direction, send: Send) -> None:
         """Hand a message on, with what the schedule says happens to it."""

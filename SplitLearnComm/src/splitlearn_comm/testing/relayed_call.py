@@ -44,7 +44,7 @@ class RelayedCall:
         self._context = context
         self._call = call
         self._deliver = deliver
-        self._is_broken = self._is_cut_behind_request = False
+        self._is_broken = self._is_cut_behind_request = self._is_over = False
         self._writing = asyncio.Lock()
         self._requests = asyncio.create_task(self._relay_requests())
         self._replies = asyncio.create_task(self._relay_replies())
@@ -63,6 +63,7 @@ class RelayedCall:
             if not self._is_cut_behind_request:
                 self._hang_up()
             await self._stop(self._requests)
+            self._replies.add_done_callback(self._let_go)
 
     def when_over(self, notify: Callable[[RelayedCall], object]) -> None:
         """Have it called when the server has ended the call too: behind a cut that is later than for the client."""
@@ -76,23 +77,27 @@ class RelayedCall:
 
     async def abandon(self) -> None:
         """End the call to the server, whatever it is doing."""
-        self._hang_up()
-        await asyncio.wait({self._replies})
+        if not self._is_over:
+            self._hang_up()
+            await asyncio.wait({self._replies})
 
     async def _relay_requests(self) -> None:
         with contextlib.suppress(grpc.RpcError, asyncio.InvalidStateError):
             # Those say that the server has ended the call; how, comes with the replies.
             while (message := await self._context.read()) is not _END and not self._is_broken:
-                await self._relay(message, Direction.TO_SERVER, self._call.write)
+                await self._relay(message, Direction.TO_SERVER, self._send_on)
             await self._call.done_writing()
 
     async def _relay_replies(self) -> None:
         with contextlib.suppress(grpc.RpcError, asyncio.CancelledError):
             while (message := await self._call.read()) is not _END:
                 if not self._is_broken:
-                    await self._relay(message, Direction.TO_CLIENT, self._write)
+                    await self._relay(message, Direction.TO_CLIENT, self._send_back)
 
-    async def _write(self, message: bytes) -> None:
+    async def _send_on(self, message: bytes) -> None:
+        await self._call.write(message)
+
+    async def _send_back(self, message: bytes) -> None:
         async with self._writing:
             await self._context.write(message)
 
@@ -128,6 +133,12 @@ class RelayedCall:
     def _hang_up(self) -> None:
         self._call.cancel()
         self._replies.cancel()  # it may be holding a late message back
+
+    def _let_go(self, _: object) -> None:
+        # gRPC keeps the frames of a call that was aborted, and they keep this object: with the call in it, or tasks
+        # whose tracebacks hold it, the connection to the server would stay open until the garbage collector comes by.
+        self._is_over = True
+        del self._call, self._requests, self._replies
 
     async def _stop(self, task: asyncio.Task[None]) -> None:
         task.cancel()
