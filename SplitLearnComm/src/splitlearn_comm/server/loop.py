@@ -34,7 +34,15 @@ class LoopThread:
             raise
 
 
-@cache
 def server_loop() -> LoopThread:
     """The one loop for servers: gRPC wakes every loop that uses it for every event, so one is best."""
+    with _making:  # two threads that start their first servers at once would get one each
+        return _the_loop()
+
+
+_making = threading.Lock()
+
+
+@cache
+def _the_loop() -> LoopThread:
     return LoopThread()
