@@ -15,7 +15,7 @@ from splitlearn_comm.codec import AutoCodec, CodecPlan
 from splitlearn_comm.directory import Wanted
 from splitlearn_comm.errors import MessageTooLargeError
 from splitlearn_comm.framing.chunks import Outgoing
-from splitlearn_comm.framing.steps import Inbox
+from splitlearn_comm.framing.inbox import Inbox
 from splitlearn_comm.messages import RAW_CODECS, Codecs, RoleCodecs, ServiceInfo
 from splitlearn_comm.observer import Observer
 from splitlearn_comm.protocol import MODEL_METADATA, VERSION_METADATA
@@ -201,6 +201,10 @@ class ClientSettings:
             ("grpc.max_reconnect_backoff_ms", 1000),
             # Clients of one process must not inherit each other's broken connections.
             ("grpc.use_local_subchannel_pool", 1),
+            # What is retried, and when, is decided here. gRPC's own, which begins a call that met the end of its
+            # connection again, can moreover forget to end a read: its stream then hangs past every deadline and
+            # cannot be cancelled (seen with 1.85, a server that stops and a busy machine).
+            ("grpc.enable_retries", 0),
         ]
 
 
