@@ -1,16 +1,18 @@
 """What it costs to watch: tokens per second of the built-in model with everything watched, against nothing.
 
-Watched: a server with metrics for Prometheus, and a client with metrics of its own and the breakdown of every step
-(`timings=True`). Request ids, which every call and stream has, are on in both. Both servers are in one process, on one
-event loop, and one model in this process does the client's half of both in turn: two processes, or two models, would
-differ by where their memory happens to lie, and that would be measured. Short generations (a prompt of 32 tokens, 25
-new ones) in many pairs: what disturbs the machine then hits both of a pair. One torch thread a process.
+Watched: a server with metrics for Prometheus, and a client with metrics of its own; in a second row also with the
+breakdown of every step (`timings=True`). Request ids, which every call and stream has, are on in all. Both servers are
+in one process, on one event loop, and one model in this process does the client's half of all in turn: two processes,
+or two models, would differ by where their memory happens to lie, and that would be measured. Short generations (a
+prompt of 32 tokens, 25 new ones) in many pairs: what disturbs the machine then hits both of a pair. One torch thread a
+process.
 """
 
 import argparse
 import statistics
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
+from functools import partial
 from multiprocessing.connection import Connection
 
 import torch
@@ -35,16 +37,17 @@ MARK = at_least(0.98)
 
 
 class Switch(TrunkPort):
-    """A port to either of two trunks that are the same; sessions stay where they were opened.
+    """A port to one of several trunks that are the same; sessions stay where they were opened.
 
     Args:
         plain: The trunk that nobody watches.
-        watched: The other.
+        *watched: The others.
     """
 
-    def __init__(self, plain: TrunkPort, watched: TrunkPort) -> None:
-        self._ports = (plain, watched)
-        self.is_watched = False
+    def __init__(self, plain: TrunkPort, *watched: TrunkPort) -> None:
+        self._ports = (plain, *watched)
+        self.chosen = 0
+        """Which: 0 for the one that nobody watches."""
 
     @property
     def info(self) -> TrunkInfo:
@@ -67,13 +70,13 @@ class Switch(TrunkPort):
         return self._chosen.open_session()
 
     def close(self) -> None:
-        """Both."""
+        """All."""
         for port in self._ports:
             port.close()
 
     @property
     def _chosen(self) -> TrunkPort:
-        return self._ports[self.is_watched]
+        return self._ports[self.chosen]
 
 
 def serve_both(ready: Connection) -> None:
@@ -88,13 +91,14 @@ def serve_both(ready: Connection) -> None:
 
 
 @contextmanager
-def both_ways() -> Iterator[tuple[PreTrainedModel, Switch]]:
-    """Yield the built-in model's client side, and what sends it to one server or the other."""
+def all_ways() -> Iterator[tuple[PreTrainedModel, Switch]]:
+    """Yield the built-in model's client side, and what sends it to one server or the other, watched more or less."""
     with child(serve_both) as pipe, ExitStack() as stack:
         plain, watched = pipe.recv()
         switch = stack.enter_context(
             Switch(
                 RemoteTrunk(GRPCComputeClient(plain)),
+                RemoteTrunk(GRPCComputeClient(watched, observer=PrometheusObserver())),
                 RemoteTrunk(GRPCComputeClient(watched, timings=True, observer=PrometheusObserver())),
             )
         )
@@ -106,21 +110,21 @@ def main(num_pairs: int) -> None:
     same_threads_everywhere()
     prompt = load_tokenizer(MODEL)(TEXT, return_tensors="pt").input_ids[:, :PROMPT_TOKENS]
     assert prompt.shape[1] == PROMPT_TOKENS
-    with both_ways() as (model, switch):
+    with all_ways() as (model, switch):
 
-        def timed(*, is_watched: bool) -> float:
-            switch.is_watched = is_watched
+        def timed(chosen: int) -> float:
+            switch.chosen = chosen
             return seconds(model, prompt, NEW_TOKENS)
 
         expected = generate(model, prompt, NEW_TOKENS)
-        switch.is_watched = True
-        assert torch.equal(generate(model, prompt, NEW_TOKENS), expected)
-        plain_s, watched_s = interleaved(
-            lambda: timed(is_watched=False), lambda: timed(is_watched=True), num_pairs, warm_ups=5
-        )
-    rates = (NEW_TOKENS / statistics.median(times) for times in (watched_s, plain_s))
-    print("tokens per second of the built-in model over loopback, watched / not watched")
-    print(f"  {MARK.on(ratio_of(plain_s, watched_s))}; {{:.1f}} a second, not watched {{:.1f}}".format(*rates))
+        print("tokens per second of the built-in model over loopback, watched / not watched")
+        for chosen, what in enumerate(("metrics", "metrics, and the breakdown of every step"), start=1):
+            switch.chosen = chosen
+            assert torch.equal(generate(model, prompt, NEW_TOKENS), expected)
+            plain_s, watched_s = interleaved(lambda: timed(0), partial(timed, chosen), num_pairs, warm_ups=5)
+            rates = (NEW_TOKENS / statistics.median(times) for times in (watched_s, plain_s))
+            told = MARK.on(ratio_of(plain_s, watched_s))
+            print(f"  {what}: {told}; {{:.1f}} a second, not watched {{:.1f}}".format(*rates), flush=True)
 
 
 if __name__ == "__main__":

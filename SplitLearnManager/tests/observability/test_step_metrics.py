@@ -1,12 +1,14 @@
 """Steps as metrics, held against what prometheus_client itself makes of the same."""
 
+from concurrent.futures import ThreadPoolExecutor
+
 import grpc
 import pytest
 from prometheus_client import CollectorRegistry, Histogram
 
 from splitlearn_comm import StepSummary
 from splitlearn_manager.observability.buckets import HOP_BUCKETS_S, TOKEN_BUCKETS_S
-from splitlearn_manager.observability.step_metrics import StepMetrics
+from splitlearn_manager.observability.step_metrics import MAX_PUT_ASIDE, StepMetrics
 
 SECONDS = (0.0, 0.01, 0.010001, 0.3, 80.0, 1000.0)
 """On edges, between them, and above all."""
@@ -62,3 +64,24 @@ def test_overhead_is_neither_the_model_nor_the_wait_for_it() -> None:
     registry.register(metrics)
     metrics.add(step(seconds=1.0)._replace(queue_s=0.5, compute_s=0.25))
     assert registry.get_sample_value("splitlearn_step_overhead_seconds_sum", {"action": "forward"}) == 0.25
+
+
+def test_none_is_lost_or_counted_twice_between_threads() -> None:
+    registry, metrics = CollectorRegistry(), StepMetrics()
+    registry.register(metrics)
+    a_thread = 3 * MAX_PUT_ASIDE + 7
+
+    def add_many(_: int) -> None:
+        for _ in range(a_thread):
+            metrics.add(step())
+
+    def fetched() -> float:
+        return registry.get_sample_value("splitlearn_steps_total", {"action": "forward", "code": "OK"}) or 0.0
+
+    with ThreadPoolExecutor(4) as pool:
+        adding = pool.map(add_many, range(4))
+        seen = [fetched() for _ in range(20)]
+        list(adding)
+    assert seen == sorted(seen)
+    assert fetched() == 4 * a_thread
+    assert registry.get_sample_value("splitlearn_step_seconds_count", {"action": "forward"}) == 4 * a_thread
