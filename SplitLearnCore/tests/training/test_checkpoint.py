@@ -21,6 +21,7 @@ from tests.support.programs import run_program
 from tests.support.training import batches, fit, whole_weights
 
 FILE = "training.safetensors"
+UNDECAYED = [f"model.layers.{number}.self_attn.q_proj.lora_A.default.weight" for number in (0, 2)]
 
 
 def begin(split: Split, **options: Any) -> Any:
@@ -35,6 +36,7 @@ def begin(split: Split, **options: Any) -> Any:
         pytest.param({"lora": None}, marks=pytest.mark.slow),
         pytest.param({"optimizer": "sgd", "momentum": 0.9}, marks=pytest.mark.slow),
         pytest.param({"train": ("trunk",)}, marks=pytest.mark.slow),
+        pytest.param({"no_weight_decay": UNDECAYED, "weight_decay": 0.1}, marks=pytest.mark.slow),
     ],
 )
 def test_it_goes_on_bit_for_bit(tmp_path: Path, options: dict[str, Any]) -> None:
@@ -82,6 +84,7 @@ def test_a_checkpoint_of_something_else_is_refused(tmp_path: Path) -> None:
             begin(tiny_split("llama"), lora=LoraConfig(r=3, target_modules="all-linear")),
             "its adapter is .*'r': 2.*here",
         ),
+        (begin(tiny_split("llama"), no_weight_decay=UNDECAYED), "its optimizer has 1 groups, here 2"),
         (begin(tiny_split("qwen3")), "its model_type is llama, here qwen3"),
         (begin(tiny_split("llama", SplitPoints(1, 5))), r"its split_points is \[2, 4\], here \[1, 5\]"),
     ):

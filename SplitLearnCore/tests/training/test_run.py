@@ -32,6 +32,12 @@ def adapter() -> LoraConfig:
         ({"optimizer": "adamv"}, TrainingError, "no optimizer 'adamv' .* there are .*AdamW.*SGD"),
         ({"optimizer": "lbfgs"}, TrainingError, "no optimizer 'lbfgs'"),
         ({"learning_rate": 1.0}, TrainingError, "AdamW: .*learning_rate"),
+        ({"no_weight_decay": ["norm"]}, TrainingError, "no_weight_decay: no parameter that trains has the name norm"),
+        (
+            {"no_weight_decay": ["model.norm.weight"], "optimizer": "rprop"},
+            TrainingError,
+            "no_weight_decay: this optimizer has no weight decay at all",
+        ),
         ({"lr": -1.0}, TrainingError, "AdamW: Invalid learning rate"),
         ({"lora": LoraConfig(target_modules=["c_attn"])}, AdapterError, "matches nothing there; there are .*q_proj"),
         ({"lora": LoraConfig(init_lora_weights="pissa")}, AdapterError, "'pissa' computes first values from the base"),

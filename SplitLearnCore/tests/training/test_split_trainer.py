@@ -90,6 +90,29 @@ def test_it_trains_as_the_trainer_of_the_whole_model(tmp_path: Path) -> None:
     assert_same(trainer.run, whole, without_prefix)
 
 
+@pytest.mark.parametrize("family", ["llama", "qwen2", "gpt2"])
+def test_all_weights_decay_as_with_the_trainer_of_the_whole_model(tmp_path: Path, family: str) -> None:
+    split = tiny_split(family)
+    whole = copy.deepcopy(split.whole)
+    saving = {"save_strategy": "steps", "save_steps": 3}
+    plain = Trainer(whole, TrainingArguments(**options(tmp_path / "whole")), train_dataset=Rows())
+    plain.train()
+    torch.manual_seed(5)
+    trainer = SplitTrainer(
+        split.client, SplitTrainingArguments(**options(tmp_path / "split", **saving)), train_dataset=Rows()
+    )
+    assert [group["weight_decay"] for group in trainer.run.optimizer.param_groups] == [0.1, 0.0]
+    trainer.train()
+    assert told(trainer) == told(plain)
+    assert_same(trainer.run, whole)
+    torch.manual_seed(5)
+    again = SplitTrainer(
+        tiny_split(family).client, SplitTrainingArguments(**options(tmp_path / "split", **saving)), train_dataset=Rows()
+    )
+    again.train(resume_from_checkpoint=str(tmp_path / "split" / "checkpoint-3"))
+    assert_same(again.run, whole)
+
+
 def test_it_goes_on_from_a_checkpoint_bit_for_bit(tmp_path: Path) -> None:
     saving = {"save_strategy": "steps", "save_steps": 2}
     straight = trainer_of(tiny_split("llama"), tmp_path / "straight", **saving)
@@ -302,7 +325,6 @@ def test_what_cannot_be(tmp_path: Path) -> None:
     with pytest.raises(TrainingError, match="on_nonfinite is one of skip, lower_rate, stop; got 'ignore'"):
         SplitTrainingArguments(**options(tmp_path, guard_nonfinite="ignore"))
     for wrong, sentence in (
-        ({"weight_decay": 0.1}, "weight_decay with all weights"),
         ({"weight_decay": 0.0, "save_only_model": True}, "save_only_model keeps an adapter only"),
         ({"weight_decay": 0.0, "push_to_hub": True}, "push_to_hub is not there"),
         ({"weight_decay": 0.0, "auto_find_batch_size": True}, "auto_find_batch_size is not there"),

@@ -105,6 +105,7 @@ class SplitModel(CutModel, GenerationMixin):
         train: Iterable[str] = ("bottom", "trunk", "top"),
         lora: "LoraConfig | None" = None,
         optimizer: str | type[torch.optim.Optimizer] = "adamw",
+        no_weight_decay: Iterable[str] = (),
         seed: int = 0,
         recompute: float = 0.0,
         guard: GuardConfig | None = None,
@@ -120,6 +121,8 @@ class SplitModel(CutModel, GenerationMixin):
             lora: adapter of these parts, as `peft` takes it for the whole model; its first values are those that `peft`
                 would draw there. None to train all parameters of these parts.
             optimizer: name of a class of `torch.optim`, or the class.
+            no_weight_decay: names of parameters, of all parts, that `weight_decay` leaves alone: a second group of
+                the optimizer.
             seed: what the trunk's dropout is drawn from.
             recompute: share of the trunk's layers, 0 to 1 (True), that keep only what enters them between forward and
                 backward, and compute their other activations again. For Bottom and Top there is
@@ -133,14 +136,15 @@ class SplitModel(CutModel, GenerationMixin):
 
         Raises:
             AdapterError: an adapter that cannot be had across a cut, or that matches nothing.
-            TrainingError: a part or an optimizer that there is not, an option that it does not take, or a model that
-                trains already.
+            TrainingError: a part or an optimizer that there is not, an option that it does not take, a name that
+                nothing has that trains, or a model that trains already.
         """
         return start_training(
             self,
             train=train,
             lora=lora,
             optimizer=optimizer,
+            no_weight_decay=no_weight_decay,
             seed=seed,
             recompute=recompute,
             guard=guard,

@@ -70,6 +70,11 @@ def load_checkpoint(run: TrainingRun, directory: Path) -> None:
     for name, value in belonging(run).items():
         if told.get(name) != value:
             raise TrainingError(f"{directory} is of another training: its {name} is {told.get(name)}, here {value}")
+    if len(told["groups"]) != (num_groups := len(run.optimizer.param_groups)):
+        raise TrainingError(
+            f"{directory} is of another training: its optimizer has {len(told['groups'])} groups, here {num_groups}: "
+            "look at no_weight_decay"
+        )
     own = own_parameters(run)
     if {name for name in client if name.startswith(PARAMETER)} != {PARAMETER + name for name in own}:
         raise TrainingError(f"{directory} is of another training: other parameters of Bottom and Top train in it")

@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+from collections.abc import Collection
 from typing import TYPE_CHECKING
+
+from torch import nn
 
 from splitlearn_core.training.choice import Trainable
 from splitlearn_core.training.proxies import GradientProxies
@@ -31,9 +34,10 @@ class Installation:
         for name, parameter in model.named_parameters():
             parameter.requires_grad_(name in trainable.own)
         proxies.install(model)
-        names = trainable.own | trainable.far.keys()
-        self.parameters = [p for name, p in model.named_parameters() if name in names]
-        """What trains, proxies among it, in the order of the whole model."""
+
+    def parameters(self, names: Collection[str]) -> list[nn.Parameter]:
+        """Return those of some names, proxies among them, in the order of the whole model."""
+        return [parameter for name, parameter in self._model.named_parameters() if name in names]
 
     def remove(self) -> None:
         """Leave the model as it was, with the weights that it has now. May be called twice."""

@@ -9,7 +9,7 @@ least): there the two elements are a power of two as large as the norm allows an
 """
 
 import math
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 
 import torch
@@ -31,11 +31,15 @@ class GradientProxies:
     """Stand-ins for the trainable parameters of a trunk.
 
     Args:
-        dtypes: dtype of each parameter by its name in the whole model.
+        dtypes: dtype of each parameter by its name in the whole model, in the order that they have there.
         device: where the client's own parameters are.
+        names: of the parameters in the order in which the trunk tells their norms; None for that of `dtypes`.
     """
 
-    def __init__(self, dtypes: Mapping[str, torch.dtype], device: torch.device) -> None:
+    def __init__(
+        self, dtypes: Mapping[str, torch.dtype], device: torch.device, names: Sequence[str] | None = None
+    ) -> None:
+        self._names = list(dtypes if names is None else names)
         self.parameters = {
             name: nn.Parameter(torch.zeros(2, dtype=dtype, device=device)) for name, dtype in dtypes.items()
         }
@@ -64,7 +68,8 @@ class GradientProxies:
 
     def take(self, norms_N: torch.Tensor) -> None:
         """Take the norms of the gradients that the trunk has now."""
-        norms = norms_N.tolist()
+        norm_of = dict(zip(self._names, norms_N.tolist(), strict=True))
+        norms = [norm_of[name] for name in self.parameters]
         beside, largest = mark_beside(norms), -1.0
         for parameter, norm in zip(self.parameters.values(), norms, strict=True):
             is_narrow = parameter.dtype == NARROW

@@ -91,17 +91,19 @@ class TrunkTrainer(TrunkTraining):
         )
 
     def _make_trainable(self) -> dict[str, nn.Parameter]:
+        """Return what trains by name, in the order of the groups."""
+        names = [name for group in self._spec.groups for name in group.names]
         if self._spec.full:
-            names = {name for group in self._spec.groups for name in group.names}
-            return {name: p for name, p in self.trunk.named_parameters() if name in names}
-        if self._spec.lora is None:
+            known = dict(self.trunk.named_parameters())
+        elif self._spec.lora is not None:
+            known = with_adapter(self.trunk, self._spec.lora, self._spec.tensors or {})
+        else:
             return {}
-        return with_adapter(self.trunk, self._spec.lora, self._spec.tensors or {})
+        if unknown := sorted(set(names) - known.keys()):
+            raise TrainingError(f"no parameter of the trunk that trains has the name {', '.join(unknown)}")
+        return {name: known[name] for name in names}
 
     def _make_optimizer(self) -> torch.optim.Optimizer:
-        unknown = sorted({name for group in self._spec.groups for name in group.names} - set(self.trainable))
-        if unknown:
-            raise TrainingError(f"no parameter of the trunk that trains has the name {', '.join(unknown)}")
         groups = [
             {**group.options, "params": [self.trainable[name] for name in group.names]} for group in self._spec.groups
         ]
