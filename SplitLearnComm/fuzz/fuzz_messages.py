@@ -16,6 +16,7 @@ from splitlearn_comm.codec import codec_names
 from splitlearn_comm.errors import InvalidRequestError, MessageTooLargeError, UnsupportedOperationError
 from splitlearn_comm.framing import calls, service, steps
 from splitlearn_comm.framing.fields import parse
+from splitlearn_comm.framing.inbox import Inbox
 from splitlearn_comm.framing.locate import locate
 
 REFUSALS = (InvalidRequestError, MessageTooLargeError, UnsupportedOperationError)
@@ -41,7 +42,7 @@ def one_input(data: bytes) -> None:
     ):
         _refused(read, body)
     for direction in ("request", "answer"):
-        inbox = steps.Inbox(MAX_BYTES)
+        inbox = Inbox(MAX_BYTES)
         inbox.codecs = inbox.kv_codecs = codecs
         for piece in _cut(body, 1 + (data[0] >> 1) % 4):
             _refused(getattr(inbox, direction), piece)

@@ -164,7 +164,7 @@ def test_a_detached_session_waits_for_its_client(table: SessionTable) -> None:
 
 def test_who_computes_with_what_a_session_trains_uses_it(table: SessionTable) -> None:
     table.open("training", now=0, client="alice")
-    table.name_training("training", "mine")
+    table.begin_training("training", "mine")
     computing = table.open("computing", now=0, client="alice", adapter="mine")
     table.use_adapter("alice", "mine", now=100)
     table.use_adapter("bob", "mine", now=200)
@@ -180,13 +180,30 @@ def test_who_computes_with_what_a_session_trains_uses_it(table: SessionTable) ->
 def test_of_two_that_train_under_one_name_the_other_goes_on(table: SessionTable) -> None:
     for session_id in ("one", "other"):  # at two services of one address
         table.open(session_id, now=0, client="alice")
-        table.name_training(session_id, "mine")
-        table.name_training(session_id, "mine")
+        table.begin_training(session_id, "mine")
+        table.begin_training(session_id, "mine")
     table.close("one")
-    table.name_training("one", "mine")
+    table.begin_training("one", "mine")
     table.use_adapter("alice", "mine", now=100)
     assert table.expire(now=699) == ()
     assert table.expire(now=700) == ("other",)
+
+
+def test_a_training_whose_stream_broke_is_known_for_a_while(table: SessionTable) -> None:
+    for session_id in ("training", "other"):
+        attachment = table.open(session_id, now=0)
+        table.detach(session_id, attachment, now=10)
+    assert not table.has_training_between_streams(now=11, patience_s=2)
+    table.begin_training("training", "")
+    assert table.has_training_between_streams(now=11, patience_s=2)
+    assert not table.has_training_between_streams(now=12, patience_s=2)
+    table.give_up("training")
+    table.give_up("unknown")
+    assert not table.has_training_between_streams(now=11, patience_s=2)
+    table.begin_training("other", "")
+    assert table.has_training_between_streams(now=11, patience_s=2)
+    table.resume("other", now=11)
+    assert not table.has_training_between_streams(now=11, patience_s=2)
 
 
 def test_there_is_a_limit_and_ids_are_checked(table: SessionTable) -> None:

@@ -26,6 +26,7 @@ from splitlearn_comm import (
 )
 from splitlearn_comm.framing import steps
 from splitlearn_comm.framing.chunks import whole
+from splitlearn_comm.framing.inbox import Inbox
 from splitlearn_comm.messages import Forward
 from splitlearn_comm.quickstart import Client
 from splitlearn_comm.testing.waiting import eventually
@@ -147,7 +148,7 @@ class RawStream:
     def ask(self, message: bytes) -> steps.Answer:
         self._messages.append(message)
         self._ready.release()
-        answer = steps.Inbox(1 << 20).answer(next(self._answers))
+        answer = Inbox(1 << 20).answer(next(self._answers))
         assert answer is not None
         return answer
 

@@ -1,5 +1,6 @@
 """`SplitTrainer` with a server in another process, which is killed and comes back."""
 
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
@@ -33,22 +34,45 @@ class Replaced(TrainerCallback):
             self.was_replaced = True
 
 
-def trained(model: Path, directory: Path, *, trunk: str | None, callback: TrainerCallback | None = None) -> Any:
+class Stopped(Replaced):
+    """Has the server stop in order behind some update, and another start at its address when it has."""
+
+    def __init__(self, stack: ExitStack, model: Path, at_step: int) -> None:
+        super().__init__(stack, model, at_step)
+        self._pool = stack.enter_context(ThreadPoolExecutor(1))
+        self.updates: list[int] = []
+
+    def on_step_end(self, args: Any, state: Any, control: Any, **_: Any) -> None:
+        self.updates.append(state.global_step)
+        if state.global_step == self._at_step and not self.was_replaced:
+            self.was_replaced = True
+            self.replacing = self._pool.submit(self._replace)
+
+    def _replace(self) -> None:
+        self._process.stop(self.address)
+        other = self._stack.enter_context(TrunkProcess())
+        assert other.start(self._model, port=int(self.address.rpartition(":")[2])) == self.address
+
+
+def trained(
+    model: Path, directory: Path, *, trunk: str | None, callback: TrainerCallback | None = None, **beside: Any
+) -> Any:
     torch.manual_seed(5)
     split = SplitModelForCausalLM.from_pretrained(str(model), trunk=trunk)
     rows = [{key: tensor[row] for key, tensor in batch.items()} for batch in batches(6) for row in (0, 1)]
-    arguments = SplitTrainingArguments(
-        output_dir=str(directory),
-        max_steps=6,
-        per_device_train_batch_size=2,
-        learning_rate=1e-2,
-        logging_steps=1,
-        eval_strategy="steps",
-        eval_steps=3,
-        save_steps=2,
-        use_cpu=True,
-        disable_tqdm=True,
-    )
+    chosen: dict[str, Any] = {
+        "max_steps": 6,
+        "per_device_train_batch_size": 2,
+        "learning_rate": 1e-2,
+        "logging_steps": 1,
+        "eval_strategy": "steps",
+        "eval_steps": 3,
+        "save_steps": 2,
+        "use_cpu": True,
+        "disable_tqdm": True,
+        **beside,
+    }
+    arguments = SplitTrainingArguments(output_dir=str(directory), **chosen)
     trainer = SplitTrainer(
         split,
         arguments,
@@ -74,5 +98,21 @@ def test_a_server_that_is_killed_is_waited_for(tmp_path: Path, at_step: int) -> 
         assert all(torch.equal(weights[name], tensor) for name, tensor in whole_weights(expected.run).items())
         losses = [[e["eval_loss"] for e in each.state.log_history if "eval_loss" in e][-1] for each in (expected, got)]
         assert losses[0] == losses[1]
+        got.run.close()
+        got.model.trunk.close()
+
+
+@pytest.mark.slow
+def test_a_server_that_stops_is_saved_from_and_no_update_is_done_twice(tmp_path: Path) -> None:
+    model = save_tiny("llama", tmp_path / "model")
+    many = {"max_steps": 60, "num_train_epochs": 100, "save_strategy": "no", "eval_strategy": "no"}
+    expected = trained(model, tmp_path / "local", trunk=None, **many)
+    with ExitStack() as stack:
+        callback = Stopped(stack, model, 3)
+        got = trained(model, tmp_path / "remote", trunk=callback.address, callback=callback, **many)
+        callback.replacing.result()
+        assert callback.updates == list(range(1, 61))
+        weights = whole_weights(got.run)
+        assert all(torch.equal(weights[name], tensor) for name, tensor in whole_weights(expected.run).items())
         got.run.close()
         got.model.trunk.close()

@@ -200,6 +200,9 @@ class _Entry:
     client: str
     adapter: str
     """With which it computes; empty for none."""
+    is_training: bool = False
+    is_given_up: bool = False
+    """Whether its client was waited for, when the server stopped, for long enough."""
     trains: str = ""
     """Under what name its client computes with what it trains; empty for nothing."""
     detached_at: float | None = None
@@ -295,12 +298,30 @@ class SessionTable:
             self.use_adapter(entry.client, entry.adapter, now)
         return entry.ledger
 
-    def name_training(self, session_id: str, adapter: str) -> None:
-        """Note under what name its client computes with what a session trains; nothing if it is over, or none is."""
+    def begin_training(self, session_id: str, adapter: str) -> None:
+        """Note that a session trains, and under what name its client computes with that; empty for none."""
         entry = self._entries.get(session_id)
-        if entry is not None and adapter and not entry.trains:
+        if entry is None:
+            return  # it is over
+        entry.is_training = True
+        if adapter and not entry.trains:
             entry.trains = adapter
             self._training.setdefault((entry.client, adapter), []).append(entry)
+
+    def is_training(self, session_id: str) -> bool:
+        """Whether the session is open and trains."""
+        entry = self._entries.get(session_id)
+        return entry is not None and entry.is_training
+
+    def give_up(self, session_id: str) -> None:
+        """Note that its client was waited for, when the server stopped, for long enough; nothing if it is over."""
+        if session_id in self._entries:
+            self._entries[session_id].is_given_up = True
+
+    def has_training_between_streams(self, now: float, patience_s: float) -> bool:
+        """Whether the stream of a session that trains broke less than so long ago, and it was not taken up again."""
+        left = (e.detached_at for e in self._entries.values() if e.is_training and not e.is_given_up)
+        return any(left_at is not None and now - left_at < patience_s for left_at in left)
 
     def use_adapter(self, client: str, adapter: str, now: float) -> None:
         """Note that a client computes with an adapter at `now`: that is use of the session that trains it, if any."""

@@ -21,7 +21,8 @@ from splitlearn_comm.client.course import Exchange, SessionCourse
 from splitlearn_comm.client.cursor import SessionCursor
 from splitlearn_comm.client.deadline import Deadline
 from splitlearn_comm.client.failures import worth_another_round
-from splitlearn_comm.framing.steps import Inbox, Open
+from splitlearn_comm.framing.inbox import Inbox
+from splitlearn_comm.framing.steps import Open
 from splitlearn_comm.quickstart import Client
 from splitlearn_comm.testing import RunningSumHost
 

@@ -26,6 +26,7 @@ from splitlearn_comm import (
 )
 from splitlearn_comm.client import ClientOptions, FixedDelay
 from splitlearn_comm.framing import steps
+from splitlearn_comm.framing.inbox import Inbox
 from splitlearn_comm.protocol import SESSION
 from splitlearn_comm.quickstart import Client
 from splitlearn_comm.testing import LinkEmulator, RunningSumHost, ServerProcess, eventually
@@ -247,7 +248,7 @@ def test_a_server_that_drains_opens_no_new_sessions_and_the_client_asks_another(
         outbox.put(None)
         back = iter((steps.encode_open(steps.Open("kept", resume=True, can_move=True)), steps.encode_close()))
         answers = channel.stream_stream(SESSION)(back)
-        assert [steps.Inbox(1000).answer(next(answers)).error for _ in range(2)] == [None, None]
+        assert [Inbox(1000).answer(next(answers)).error for _ in range(2)] == [None, None]
         stopping.result(timeout=30)
 
 

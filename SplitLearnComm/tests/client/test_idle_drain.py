@@ -19,6 +19,7 @@ from splitlearn_comm import (
     ServerUnavailableError,
 )
 from splitlearn_comm.framing import steps
+from splitlearn_comm.framing.inbox import Inbox
 from splitlearn_comm.messages import Forward
 from splitlearn_comm.protocol import SESSION
 from splitlearn_comm.testing import RunningSumHost, eventually
@@ -113,7 +114,7 @@ def test_a_session_or_client_closed_meanwhile_holds_nobody_up() -> None:
 def test_a_client_that_does_not_come_is_waited_for_as_long_as_was_said() -> None:
     first = started(GRPCServerConfig(drain_idle_timeout_s=0.4))
     outbox: SimpleQueue[bytes | None] = SimpleQueue()
-    inbox = steps.Inbox(1 << 20)
+    inbox = Inbox(1 << 20)
     with grpc.insecure_channel(first.address) as channel:
         answers = channel.stream_stream(SESSION)(iter(outbox.get, None))
         step = steps.encode_step(1, 0, Forward(FIRST))

@@ -14,6 +14,7 @@ from splitlearn_comm.client.deadline import Deadline
 from splitlearn_comm.framing import steps
 from splitlearn_comm.framing.assembly import Packing
 from splitlearn_comm.framing.chunks import messages_of
+from splitlearn_comm.framing.inbox import Inbox
 from splitlearn_comm.messages import Action, Crop, Forward
 from splitlearn_comm.testing import DroppingPeer, RunningSumHost, SlowFunction
 from splitlearn_comm.training import BackwardPass, ForwardPass, Update
@@ -158,7 +159,7 @@ def test_a_server_is_told_of_a_deadline_that_may_matter_to_it(
 @pytest.mark.parametrize("action", [Forward(torch.ones(1, 300, 4)), Crop(2)], ids=["forward", "crop"])
 @pytest.mark.parametrize("chunk_bytes", [0, 1 << 10])
 def test_a_step_that_says_how_long_is_the_step_it_was(action: Action, chunk_bytes: int) -> None:
-    inbox = steps.Inbox(1 << 20)
+    inbox = Inbox(1 << 20)
     for remaining_s, timeout_ms in ((1.5, 1500), (0.0001, 1), (1e9, (1 << 32) - 1)):
         told = steps.with_timeout(steps.encode_step(3, 7, action, Packing("", chunk_bytes)), remaining_s)
         (request,) = [request for piece in messages_of(told) if (request := inbox.request(piece))]

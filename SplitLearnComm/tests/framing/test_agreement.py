@@ -5,6 +5,7 @@ from splitlearn_comm import KVEntries, KVEntry, UnsupportedOperationError
 from splitlearn_comm.codec import ROLES
 from splitlearn_comm.framing import steps
 from splitlearn_comm.framing.agreement import check_codecs, codecs_of, encode_codecs
+from splitlearn_comm.framing.inbox import Inbox
 from splitlearn_comm.messages import RAW_ROLES, Codecs, RoleCodecs, SessionState
 
 ROLE_CODECS = RoleCodecs(hidden=Codecs("int8", "bf16"), gradient=Codecs("bf16"), kv=Codecs("zstd", "fp16"))
@@ -12,7 +13,7 @@ ROLE_CODECS = RoleCodecs(hidden=Codecs("int8", "bf16"), gradient=Codecs("bf16"),
 
 @pytest.mark.parametrize("codecs", [ROLE_CODECS, RAW_ROLES, RoleCodecs(kv=Codecs(to_client="bf16"))])
 def test_an_open_names_the_codecs_of_each_role(codecs: RoleCodecs) -> None:
-    request = steps.Inbox(1 << 20).request(steps.encode_open(steps.Open("s", codecs=codecs)))
+    request = Inbox(1 << 20).request(steps.encode_open(steps.Open("s", codecs=codecs)))
     assert request is not None
     assert request.action == steps.Open("s", codecs=codecs)
 
@@ -36,7 +37,7 @@ def test_a_state_goes_through_the_codec_for_caches_and_no_other() -> None:
     inputs = torch.randn(1, 2, 4)
     state = SessionState(KVEntries((KVEntry(0, "inputs", {"inputs": inputs}),), 2), 1)
     data = steps.encode_import(1, state, "bf16")
-    inbox = steps.Inbox(1 << 20)
+    inbox = Inbox(1 << 20)
     inbox.agree(RoleCodecs(hidden=Codecs("bf16"), kv=Codecs("zstd")))
     with pytest.raises(UnsupportedOperationError, match="'bf16'"):
         inbox.request(data)

@@ -9,6 +9,7 @@ from splitlearn_comm import ComputeCall, ComputeResult, Forward, KVEntries, KVEn
 from splitlearn_comm._proto.splitlearn.v1 import compute_pb2 as pb
 from splitlearn_comm.framing import calls, steps
 from splitlearn_comm.framing.chunks import whole
+from splitlearn_comm.framing.inbox import Inbox
 
 CODEC = TensorCodec()
 shapes = st.lists(st.integers(0, 40), max_size=3)
@@ -54,7 +55,7 @@ def test_the_other_messages_with_tensors(shape: list[int]) -> None:
 @pytest.mark.parametrize("num_elements", [31, 32, 127, 128, 4095, 4096, 2**19])
 def test_lengths_of_every_number_of_digits(num_elements: int) -> None:
     tensor = torch.arange(num_elements, dtype=torch.float32)
-    answer = steps.Inbox(0).answer(whole(steps.encode_done(1, 1, tensor)))
+    answer = Inbox(0).answer(whole(steps.encode_done(1, 1, tensor)))
     assert answer is not None
     assert answer.tensor is not None
     assert torch.equal(answer.tensor, tensor)
@@ -68,7 +69,7 @@ def test_the_elements_of_a_large_tensor_are_aligned_and_not_copied(num: int, ste
     made = whole(steps.encode_step(step_id, 1, Forward(tensor, mask)))
     assert pb.SessionRequest.FromString(made).forward.tensor.data == tensor.numpy().tobytes()
     assert made.index(tensor.numpy().tobytes()) % 16 == 0
-    request = steps.Inbox(0).request(made)
+    request = Inbox(0).request(made)
     assert request is not None
     assert isinstance(request.action, Forward)
     assert torch.equal(request.action.hidden, tensor)

@@ -6,8 +6,9 @@ from hypothesis import strategies as st
 
 from splitlearn_comm import ComputeCall, InvalidRequestError, KVEntries, KVEntry
 from splitlearn_comm._proto.splitlearn.v1 import compute_pb2 as pb
-from splitlearn_comm.framing import calls, steps
+from splitlearn_comm.framing import calls
 from splitlearn_comm.framing.bounds import MAX_ITEMS, check_items
+from splitlearn_comm.framing.inbox import Inbox
 from tests.support.malformed import varint
 
 MANY = MAX_ITEMS + 1
@@ -37,13 +38,13 @@ def test_what_would_grow_when_it_is_parsed_is_refused_before(name: str) -> None:
 def test_rows_without_number_are_refused() -> None:
     reorder = pb.SessionRequest(step_id=1, reorder=pb.Reorder(indices=[0] * MANY)).SerializeToString()
     with pytest.raises(InvalidRequestError, match="more than"):
-        steps.Inbox(1 << 20).request(reorder)
+        Inbox(1 << 20).request(reorder)
 
 
 def test_a_tensor_whose_shape_alone_is_a_bomb_is_refused() -> None:
     tensor = inside(1, b"data") + inside(2, b"\x01" * MANY)
     with pytest.raises(InvalidRequestError, match="more than"):
-        steps.Inbox(1 << 20).request(inside(5, inside(1, tensor)))
+        Inbox(1 << 20).request(inside(5, inside(1, tensor)))
 
 
 def test_a_large_cache_of_many_layers_is_not() -> None:

@@ -25,6 +25,7 @@ from splitlearn_comm.framing import calls, steps
 from splitlearn_comm.framing.assembly import Packing
 from splitlearn_comm.framing.caches import decode_cache, encode_cache
 from splitlearn_comm.framing.chunks import messages_of
+from splitlearn_comm.framing.inbox import Inbox
 from splitlearn_comm.messages import Codecs, RoleCodecs, SessionState
 from splitlearn_comm.protocol import MAX_MESSAGE_BYTES
 from splitlearn_comm.testing import RunningSumHost
@@ -99,7 +100,7 @@ def test_the_limit_of_who_reads_is_that_of_caches() -> None:
     step = steps.encode_import(0, SessionState(GROWING, None), "zstd")
     state = steps.encode_state(0, 0, SessionState(GROWING, None), "zstd")
     for max_bytes in (LIMIT, GROWING.num_bytes):
-        inbox = steps.Inbox(max_bytes)
+        inbox = Inbox(max_bytes)
         inbox.agree(RoleCodecs(kv=Codecs("zstd", "zstd")))
         for read in (
             partial(calls.decode_call, call, max_bytes),
@@ -116,7 +117,7 @@ def test_and_that_of_hidden_states_whole_and_in_chunks() -> None:
     for chunk_bytes in (0, 16):
         message = steps.encode_step(1, 0, Forward(hidden_BTH), Packing("zstd", chunk_bytes))
         for max_bytes in (LIMIT, hidden_BTH.nbytes):
-            inbox = steps.Inbox(max_bytes)
+            inbox = Inbox(max_bytes)
             inbox.agree(RoleCodecs(hidden=Codecs("zstd", "zstd")))
             with nullcontext() if max_bytes > LIMIT else pytest.raises(MessageTooLargeError, match=f"at most {LIMIT}"):
                 for piece in messages_of(message):

@@ -10,6 +10,7 @@ from splitlearn_comm._proto.splitlearn.v1 import compute_pb2 as pb
 from splitlearn_comm.framing import steps
 from splitlearn_comm.framing.assembly import Packing
 from splitlearn_comm.framing.chunks import ChunkBuffer, ChunkedMessage, messages_of
+from splitlearn_comm.framing.inbox import Inbox
 
 LIMIT = 1 << 20
 
@@ -23,7 +24,7 @@ LIMIT = 1 << 20
 )
 def test_a_tensor_arrives_as_it_was_sent(num_tokens: int, dtype: torch.dtype, chunk_bytes: int, codec: str) -> None:
     tensor = (torch.arange(num_tokens * 3).view(1, num_tokens, 3) % 2).to(dtype)
-    inbox = steps.Inbox(LIMIT)
+    inbox = Inbox(LIMIT)
     inbox.codecs = ("bf16",)
     mask = torch.ones(1, num_tokens, dtype=torch.bool)
     packing = Packing(codec, chunk_bytes)
@@ -66,7 +67,7 @@ def test_each_chunk_is_made_when_it_is_asked_for() -> None:
 
 def test_a_repeated_chunk_changes_nothing() -> None:
     tensor = torch.arange(64, dtype=torch.float32).view(1, 64)
-    inbox = steps.Inbox(LIMIT)
+    inbox = Inbox(LIMIT)
     for message in [*messages_of(steps.encode_step(1, 0, Forward(tensor), Packing(chunk_bytes=64)))]:
         first = inbox.request(message)
         if first is None:
@@ -102,7 +103,7 @@ def test_a_tensor_that_is_not_whole_is_refused(num_bytes: int) -> None:
 def test_a_message_that_names_chunks_that_never_came_is_refused() -> None:
     *_, last = messages_of(steps.encode_step(1, 0, Forward(torch.zeros(1, 64)), Packing(chunk_bytes=64)))
     with pytest.raises(InvalidRequestError, match="expected 256 bytes, came 0"):
-        steps.Inbox(LIMIT).request(last)
+        Inbox(LIMIT).request(last)
 
 
 def test_a_codec_that_was_not_agreed_on_is_refused() -> None:
@@ -110,4 +111,4 @@ def test_a_codec_that_was_not_agreed_on_is_refused() -> None:
 
     (message,) = messages_of(steps.encode_step(1, 0, Forward(torch.ones(1, 4, 32)), Packing("int8")))
     with pytest.raises(UnsupportedOperationError, match="agree on it first"):
-        steps.Inbox(LIMIT).request(message)
+        Inbox(LIMIT).request(message)

@@ -9,6 +9,7 @@ from splitlearn_comm._proto.splitlearn.v1 import compute_pb2 as pb
 from splitlearn_comm.codec import field_header
 from splitlearn_comm.framing import steps
 from splitlearn_comm.framing.chunks import whole
+from splitlearn_comm.framing.inbox import Inbox
 
 
 @settings(deadline=None, max_examples=100)
@@ -20,7 +21,7 @@ from splitlearn_comm.framing.chunks import whole
     )
 )
 def test_a_row_of_messages(numbers: list[tuple[int, int, int, bool]]) -> None:
-    inbox = steps.Inbox(0)
+    inbox = Inbox(0)
     for index, (step_id, position, num_tokens, has_mask) in enumerate(numbers):
         tensor = torch.full((1, num_tokens, 3), float(index))
         mask = torch.ones(1, num_tokens, dtype=torch.bool) if has_mask else None
@@ -41,7 +42,7 @@ def test_of_two_actions_in_one_message_the_last_counts_as_in_protobuf() -> None:
     forward = whole(steps.encode_step(1, 0, Forward(torch.ones(1, 2, 3))))
     reorder = whole(steps.encode_step(1, 0, Reorder((0,))))
     for buffer in (forward + reorder, reorder + forward):
-        inbox = steps.Inbox(0)
+        inbox = Inbox(0)
         inbox.request(forward)  # the next is like this one, but for what stands before
         request = inbox.request(buffer)
         expected = pb.SessionRequest.FromString(buffer).WhichOneof("action")
@@ -50,7 +51,7 @@ def test_of_two_actions_in_one_message_the_last_counts_as_in_protobuf() -> None:
 
 
 def test_a_message_is_not_taken_for_the_one_before_when_only_its_shape_differs() -> None:
-    inbox = steps.Inbox(0)
+    inbox = Inbox(0)
     for shape in ((1, 2, 6), (1, 3, 4), (2, 2, 3), (12, 1, 1)):
         request = inbox.request(whole(steps.encode_step(1, 0, Forward(torch.ones(shape)))))
         assert request is not None
@@ -64,7 +65,7 @@ def test_what_stands_before_the_tensor_is_read_every_time() -> None:
     tensor = pb.Forward(tensor=TensorCodec().encode(torch.ones(1, 2, 3)))
     inside = forward.SerializeToString() + tensor.SerializeToString()
     buffer = field_header(pb.SessionRequest.FORWARD_FIELD_NUMBER, len(inside)) + inside
-    inbox = steps.Inbox(0)
+    inbox = Inbox(0)
     for _ in range(3):
         request = inbox.request(buffer)
         assert request is not None

@@ -11,6 +11,7 @@ import torch
 
 from splitlearn_comm import DeadlineExceededError, GRPCComputeClient, GRPCComputeServer
 from splitlearn_comm.framing import steps
+from splitlearn_comm.framing.inbox import Inbox
 from splitlearn_comm.messages import Forward
 from splitlearn_comm.protocol import COMPUTE, SESSION
 from splitlearn_comm.testing import Gated, RecordingObserver, eventually
@@ -35,7 +36,7 @@ class CountingGate(Gated):
 
 def asker(channel: grpc.Channel) -> Callable[[bytes], steps.Answer]:
     outbox: SimpleQueue[bytes | None] = SimpleQueue()
-    inbox, answers = steps.Inbox(1 << 20), channel.stream_stream(SESSION)(iter(outbox.get, None))
+    inbox, answers = Inbox(1 << 20), channel.stream_stream(SESSION)(iter(outbox.get, None))
 
     def ask(message: bytes) -> steps.Answer:
         outbox.put(message)

@@ -30,3 +30,10 @@ def test_nobody_is_waited_for_twice() -> None:
     handover.called("a", 1, now_s=10.0)
     assert not handover.is_waiting({"a": 2}.get, 10.1)
     assert not handover.is_waiting({"a": 1}.get, 10.2)
+
+
+def test_a_training_is_never_called_and_waited_for_while_it_does_something() -> None:
+    handover = Handover(patience_s=2.0)
+    assert handover.decide("a", 1.9, is_training=True) is Decision.WAIT
+    assert handover.decide("a", 0.0, is_training=True) is Decision.WAIT
+    assert handover.decide("a", 2.1, is_training=True) is Decision.END

@@ -12,6 +12,7 @@ import torch
 from splitlearn_comm import CommError, Crop, GRPCComputeClient, StepOrderError
 from splitlearn_comm.errors import CODES
 from splitlearn_comm.framing import steps
+from splitlearn_comm.framing.inbox import Inbox
 from splitlearn_comm.protocol import COMPUTE, SESSION
 from splitlearn_comm.testing import ServerProcess
 from tests.support.malformed import KINDS, Malformed, malformed
@@ -84,7 +85,7 @@ class Spoiler:
         self._outbox.put(None)
         self._outbox = SimpleQueue()
         self._answers = self._session(iter(self._outbox.get, None))
-        self._inbox = steps.Inbox(1 << 20)
+        self._inbox = Inbox(1 << 20)
         self._open()
 
     def _answer(self) -> steps.Answer:

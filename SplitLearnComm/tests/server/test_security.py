@@ -33,6 +33,7 @@ from splitlearn_comm import (
 from splitlearn_comm.client import AsyncClientSession, ClientSession, ClientTLS, FixedDelay
 from splitlearn_comm.framing import steps
 from splitlearn_comm.framing.assembly import Packing
+from splitlearn_comm.framing.inbox import Inbox
 from splitlearn_comm.messages import Forward
 from splitlearn_comm.protocol import COMPUTE, GET_SERVICE_INFO, REQUEST_ID_METADATA, SESSION
 from splitlearn_comm.server import ClientLimits, ServerTLS, TokenFile
@@ -329,7 +330,7 @@ class TestTokens:
             session.step(torch.ones(1, 1, 4))
             taken = steps.encode_open(steps.Open(session.session_id, resume=True))
             metadata = (("authorization", f"Bearer {BOB}"),)
-            answer = steps.Inbox(1 << 20).answer(next(channel.stream_stream(SESSION)(iter([taken]), metadata=metadata)))
+            answer = Inbox(1 << 20).answer(next(channel.stream_stream(SESSION)(iter([taken]), metadata=metadata)))
             assert answer is not None
             assert isinstance(answer.error, SessionNotFoundError)
             assert torch.equal(session.step(torch.ones(1, 1, 4)), torch.full((1, 1, 4), 2.0))
@@ -615,9 +616,7 @@ class TestRequestIds:
             with pytest.raises(grpc.RpcError) as failed:
                 channel.unary_unary(COMPUTE)(b"\xff", metadata=metadata)
             assert dict(failed.value.trailing_metadata())[REQUEST_ID_METADATA] == "mine-1"
-            answer = steps.Inbox(1 << 20).answer(
-                next(channel.stream_stream(SESSION)(iter([b"\xff"]), metadata=metadata))
-            )
+            answer = Inbox(1 << 20).answer(next(channel.stream_stream(SESSION)(iter([b"\xff"]), metadata=metadata)))
         assert answer is not None
         assert answer.error is not None
         assert answer.error.request_id == "mine-1"

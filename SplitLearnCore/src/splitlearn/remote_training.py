@@ -3,6 +3,7 @@
 Tensor shapes: B rows, T tokens, H hidden size.
 """
 
+import logging
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from typing import Any
@@ -41,6 +42,7 @@ from splitlearn_core import TrainingError, errors
 from splitlearn_core.training.port import BackwardResult, TrunkTraining, TrunkTrainingSpec
 from splitlearn_core.training.seeding import DropoutSeed
 
+logger = logging.getLogger(__name__)
 ERRORS: dict[type[Exception], type[TrainingError]] = {
     PassExpiredError: errors.PassExpiredError,
     StaleGradientError: errors.StaleGradientError,
@@ -162,9 +164,18 @@ class RemoteTraining(TrunkTraining):
         except tuple(ERRORS) as error:
             kind = next(ERRORS[cls] for cls in type(error).__mro__ if cls in ERRORS)
             raise kind(str(error)) from error
+        self._note_ending()
         if (breakdown := self._session.breakdown) is not None:
             self.network_s = (self.network_s or 0.0) + breakdown.network_s
         return came
+
+    def _note_ending(self) -> None:
+        was_ending, self.is_ending = self.is_ending, self._session.is_server_stopping
+        if self.is_ending and not was_ending:
+            logger.warning(
+                "the trunk's server is stopping: run.save_checkpoint(tag) now keeps what it has of this training, and "
+                "run.resume(tag) goes on when a server is back"
+            )
 
 
 @contextmanager

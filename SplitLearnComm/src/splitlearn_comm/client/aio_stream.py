@@ -17,7 +17,8 @@ from splitlearn_comm.client.failures import calls_away, gone, translate
 from splitlearn_comm.client.statistics import ClientStatistics
 from splitlearn_comm.errors import CommError
 from splitlearn_comm.framing.chunks import ChunkedMessage, Outgoing, messages_of
-from splitlearn_comm.framing.steps import Answer, Inbox, with_timeout
+from splitlearn_comm.framing.inbox import Inbox
+from splitlearn_comm.framing.steps import Answer, with_timeout
 
 WRITE_FAILED = "Internal error from Core"
 """What gRPC says of a stream that ended while something was written to it."""

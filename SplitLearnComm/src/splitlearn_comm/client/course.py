@@ -135,12 +135,16 @@ class SessionCourse:
         """
         try:
             answer = yield from self._connect(deadline)
-            if self._is_connected and self._can_move:
+            if self._is_connected and self._is_movable:
                 yield from self._move()
             return answer
         except BaseException:
             self._is_connected = False
             raise
+
+    @property
+    def _is_movable(self) -> bool:
+        return self._can_move and not self._cursor.is_training
 
     def _stubbornly(self, message: Outgoing | None, deadline: Deadline) -> Course:
         attempt = 1
@@ -196,7 +200,7 @@ class SessionCourse:
             self._cursor.note_refusal(answer.error)
             self._note_busy(answer.error)
             self._is_connected = False
-        elif answer.draining and self._book.has_others and self._can_move:
+        elif answer.draining and self._book.has_others and self._is_movable:
             self._should_move = True
         return answer
 
@@ -305,7 +309,7 @@ class SessionCourse:
             attempt += 1
 
     def _open_message(self, *, resume: bool) -> bytes:
-        return self._cursor.open_message(resume=resume, can_move=self._book.has_others and self._can_move)
+        return self._cursor.open_message(resume=resume, can_move=self._book.has_others and self._is_movable)
 
     def _refused(self, error: CommError | None) -> Answer:
         return Answer(self._cursor.step_id, self._cursor.position, error=error)

@@ -57,6 +57,10 @@ class SessionCursor:
         self.adapter = adapter or ""
         self.was_opened = False
         self.is_stateful = True
+        self.is_training = False
+        """Whether it has trained: no other server can go on with it then."""
+        self.is_server_stopping = False
+        """Whether the server said so with the last answer."""
         self.home: str | None = None
         self.history = History(settings.replay_bytes)
         if self.adapter:
@@ -201,6 +205,7 @@ class SessionCursor:
         if isinstance(action, TrainingAction):
             # What trained a server cannot be said again to another: it would train twice what came behind.
             self.history.give_up()
+            self.is_training = True
             if isinstance(action, BackwardPass):
                 packing = replace(packing, codec=self.codecs.gradient.to_server)
         self._message = check_size(
@@ -217,6 +222,7 @@ class SessionCursor:
         if answer.error is not None:
             raise answer.error
         self.step_id, self.position = answer.step_id, answer.position
+        self.is_server_stopping = answer.draining
         self.history.add(self._message)
         self._note_breakdown(answer, bytes_sent)
         if isinstance(self._action, Forward | ForwardPass) and answer.tensor is None:

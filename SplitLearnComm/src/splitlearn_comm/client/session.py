@@ -104,6 +104,11 @@ class ClientSession:
         """Where the time of the last step went; None without the client's option `timings`."""
         return self._cursor.breakdown
 
+    @property
+    def is_server_stopping(self) -> bool:
+        """Whether the server has said with its last answer that it is about to stop: what trains is to be saved now."""
+        return self._cursor.is_server_stopping
+
     def step(
         self,
         hidden: torch.Tensor,

@@ -16,7 +16,8 @@ from splitlearn_comm.client.failures import calls_away, gone, translate
 from splitlearn_comm.client.statistics import ClientStatistics
 from splitlearn_comm.client.watch import DeadlineWatch
 from splitlearn_comm.framing.chunks import Outgoing, messages_of
-from splitlearn_comm.framing.steps import Answer, Inbox, with_timeout
+from splitlearn_comm.framing.inbox import Inbox
+from splitlearn_comm.framing.steps import Answer, with_timeout
 
 
 class SyncStream:

@@ -14,6 +14,7 @@ from splitlearn_comm.framing import steps
 from splitlearn_comm.framing.agreement import check_codecs
 from splitlearn_comm.framing.assembly import PLAIN, Packing
 from splitlearn_comm.framing.chunks import CHUNK_BYTES, Outgoing
+from splitlearn_comm.framing.inbox import Inbox
 from splitlearn_comm.messages import (
     RAW_ROLES,
     Action,
@@ -61,6 +62,8 @@ class Conversation:
         """Whether the server opens no more sessions."""
         self.can_move = False
         """Whether the client would take its session elsewhere."""
+        self.is_given_up = False
+        """Whether the server, which drains, has waited for the client for long enough."""
         self.pause_s = 0.0
         """For how long no message is to be read: the client has sent too many."""
         self.codecs: RoleCodecs = RAW_ROLES
@@ -70,7 +73,7 @@ class Conversation:
         self._max_message_bytes = config.max_message_bytes
         self._statistics = statistics
         self._call = call
-        self._inbox = steps.Inbox(config.max_message_bytes)
+        self._inbox = Inbox(config.max_message_bytes)
         self._packing = PLAIN
         self._tells_timings = False
         self._session_id = ""
@@ -88,6 +91,16 @@ class Conversation:
     def session_id(self) -> str:
         """The session that is open on the stream; empty before, and after it was closed."""
         return self._session_id
+
+    @property
+    def is_training(self) -> bool:
+        """Whether the session trains: no other server can go on with it, but its client can save it."""
+        return self._sessions.is_training(self._session_id)
+
+    @property
+    def may_go_on(self) -> bool:
+        """Whether steps are still done while the server drains: the client does not lose by it what it would."""
+        return not self.is_given_up and (self.can_move or self.is_training)
 
     def idle_s(self) -> float:
         """Seconds since the last message came."""
@@ -149,7 +162,7 @@ class Conversation:
                 return await self._import(request, state)
             case action:
                 reply = await self._step(request, action)
-        return steps.with_draining(reply) if self.is_draining and self.can_move else reply
+        return steps.with_draining(reply) if self.is_draining and self.may_go_on else reply
 
     async def _open(self, opening: steps.Open) -> Outgoing:
         session_id = opening.session_id
@@ -239,7 +252,7 @@ class Conversation:
             reply = await self._done(ledger, request.step_id, verdict.position, action)
             ledger.commit(reply)
             if isinstance(action, StartTraining):
-                self._sessions.name_training(ledger.session_id, action.name)
+                self._sessions.begin_training(ledger.session_id, action.name)
             self._meter.account.keep_reply(ledger.session_id, len(reply))
         finally:
             ledger.abandon()

@@ -15,9 +15,9 @@ IDLE_S = 0.1
 class Decision(Enum):
     """What to do about a stream on which nothing is being answered."""
 
-    WAIT = "it is at work, and moves by itself"
+    WAIT = "it is at work, and moves or is saved by itself"
     CALL = "end its stream, so that its client comes back and takes the session with it"
-    END = "it was called before, has not moved and does nothing"
+    END = "it was waited for, has not moved and does nothing"
 
 
 class Handover:
@@ -38,16 +38,17 @@ class Handover:
     def __repr__(self) -> str:
         return f"<{len(self._called)} sessions called, {len(self._awaited)} awaited>"
 
-    def decide(self, session_id: str, idle_s: float) -> Decision:
+    def decide(self, session_id: str, idle_s: float, *, is_training: bool = False) -> Decision:
         """What to do about a session whose stream is silent.
 
         Args:
             session_id: Its name; empty where none is open on the stream.
             idle_s: Seconds since its last message came.
+            is_training: Whether it trains: its client can only save it here, and hears so with its next answer.
         """
         if not session_id:
             return Decision.END
-        if session_id in self._called:
+        if session_id in self._called or is_training:
             return Decision.END if idle_s > self._patience_s else Decision.WAIT
         return Decision.CALL if idle_s > IDLE_S else Decision.WAIT
 

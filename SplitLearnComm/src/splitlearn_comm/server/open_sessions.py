@@ -66,9 +66,21 @@ class OpenSessions:
         """The ledger of a session, for a message over the stream of this attachment; raises as `SessionTable.use`."""
         return self._table.use(session_id, attachment, self._clock())
 
-    def name_training(self, session_id: str, adapter: str) -> None:
-        """Note under what name its client computes with what a session trains; empty for none."""
-        self._table.name_training(session_id, adapter)
+    def begin_training(self, session_id: str, adapter: str) -> None:
+        """Note that a session trains, and under what name its client computes with that; empty for none."""
+        self._table.begin_training(session_id, adapter)
+
+    def is_training(self, session_id: str) -> bool:
+        """Whether the session is open and trains."""
+        return self._table.is_training(session_id)
+
+    def give_up(self, session_id: str) -> None:
+        """Note that its client was waited for, when the server stopped, for long enough."""
+        self._table.give_up(session_id)
+
+    def has_training_between_streams(self, patience_s: float) -> bool:
+        """Whether the stream of a session that trains broke less than so long ago, and it was not taken up again."""
+        return self._table.has_training_between_streams(self._clock(), patience_s)
 
     def use_adapter(self, client: str, adapter: str) -> None:
         """Note that a call of a client computes with an adapter: a session that trains it is in use; empty for none."""

@@ -72,6 +72,7 @@ class SessionService:
         self._clock = asyncio.get_running_loop().time
         self._streams: dict[asyncio.Task[None], _Stream] = {}
         self._is_draining = False
+        self._drains_since_s = 0.0
 
     def __repr__(self) -> str:
         return f"<{len(self._streams)} streams, {self._sessions!r}>"
@@ -119,7 +120,8 @@ class SessionService:
     def drain(self) -> None:
         """Open no more sessions; end each stream after the step it is running, the idle ones now.
 
-        Streams whose clients can take their sessions elsewhere go on, and are asked to do so.
+        Streams whose clients can take their sessions elsewhere go on, and are asked to do so; those of trainings too,
+        until they are saved.
         """
         self._is_draining = True
         for stream in self._streams.values():
@@ -128,18 +130,21 @@ class SessionService:
 
     def _end_idle(self) -> None:
         for task, stream in self._streams.items():
-            if not stream.is_busy and not stream.conversation.can_move:
+            if not stream.is_busy and not stream.conversation.may_go_on:
                 task.cancel()
 
     async def wait_for_moves(self, timeout_s: float) -> None:
-        """Wait until the clients that can have taken their sessions elsewhere; after the timeout end them too."""
-        end_s = self._clock() + timeout_s
+        """Wait until the clients that can have taken their sessions elsewhere, or saved what trains; after the timeout
+        end them too.
+        """
+        self._drains_since_s = self._clock()
+        end_s = self._drains_since_s + timeout_s
         handover = Handover(self._config.drain_idle_timeout_s)
         # Time decides, and clients that come and go: there is nothing to wait on but the next look.
         while self._hand_over(handover) and (left_s := end_s - self._clock()) > 0:  # noqa: ASYNC110
             await asyncio.sleep(min(LOOK_S, left_s))
         for stream in self._streams.values():
-            stream.conversation.can_move = False
+            stream.conversation.is_given_up = True
         self._end_idle()
 
     def _hand_over(self, handover: Handover) -> bool:
@@ -147,20 +152,25 @@ class SessionService:
         now_s = self._clock()
         for task, stream in self._streams.items():
             conversation = stream.conversation
-            if not conversation.can_move or stream.is_busy:
+            if not conversation.may_go_on or stream.is_busy:
                 continue
-            match handover.decide(conversation.session_id, conversation.idle_s()):
+            is_training, idle_s = conversation.is_training, conversation.idle_s()
+            if is_training:  # it may have been at its own part for long when the server began to drain
+                idle_s = min(idle_s, now_s - self._drains_since_s)
+            match handover.decide(conversation.session_id, idle_s, is_training=is_training):
                 case Decision.CALL:
                     stream.is_called = True
                     handover.called(conversation.session_id, self._sessions.attachment(conversation.session_id), now_s)
                     task.cancel()
                 case Decision.END:
-                    conversation.can_move = False
+                    conversation.is_given_up = True
+                    self._sessions.give_up(conversation.session_id)
                     task.cancel()
                 case Decision.WAIT:
                     pass
-        is_moving = any(stream.conversation.can_move and not stream.is_called for stream in self._streams.values())
-        return handover.is_waiting(self._sessions.attachment, now_s) or is_moving
+        is_moving = any(stream.conversation.may_go_on and not stream.is_called for stream in self._streams.values())
+        is_between = self._sessions.has_training_between_streams(self._config.drain_idle_timeout_s)
+        return handover.is_waiting(self._sessions.attachment, now_s) or is_moving or is_between
 
     async def stop(self) -> None:
         """Cut off what drains no more, and close all sessions."""
@@ -194,7 +204,7 @@ class SessionService:
     async def _converse(self, stream: _Stream, context: grpc.aio.ServicerContext[Any, Any]) -> None:
         conversation = stream.conversation
         # The first message of a stream is read while draining too: a client may come back for its session.
-        while (conversation.can_move or not stream.has_read or not self._is_draining) and (
+        while (conversation.may_go_on or not stream.has_read or not self._is_draining) and (
             data := await context.read()
         ) is not _END:
             stream.is_busy = stream.has_read = True

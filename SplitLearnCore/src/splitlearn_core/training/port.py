@@ -59,6 +59,9 @@ class TrunkTraining(ABC):
     network_s: float | None = None
     """Seconds that its calls spent on the way so far; None where there is no way, or nobody measures it."""
 
+    is_ending: bool = False
+    """Whether the trunk has said that it goes soon: what is not saved by then is lost."""
+
     @abstractmethod
     def forward(
         self,

@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import torch
 from torch import optim
@@ -116,6 +116,15 @@ class TrainingRun:
         """Updates done so far."""
         return self.passes.update_id
 
+    @property
+    def is_trunk_ending(self) -> bool:
+        """Whether the trunk's server has said that it stops soon: a checkpoint saved now loses nothing."""
+        return self.passes.training.is_ending
+
+    def leave_trunk(self) -> None:
+        """Free what the trunk keeps of this run, so that its server need not wait; `resume` begins there anew."""
+        self.passes.training.close()
+
     def _check_open(self) -> None:
         if self.model.run is not self:
             raise TrainingError("this run is closed, and what it trained is freed: save before run.close()")
@@ -138,6 +147,7 @@ def start_training(
     train: Iterable[str],
     lora: LoraConfig | None,
     optimizer: str | type[optim.Optimizer],
+    no_weight_decay: Iterable[str],
     seed: int,
     recompute: float,
     guard: GuardConfig | None,
@@ -155,17 +165,18 @@ def start_training(
             f"the trunk knows optimizers by their names in torch.optim, {optimizer.__module__}.{optimizer.__name__} "
             f"is another than torch's {base.__name__}: take one of torch's"
         )
-    group = defaults_of(base, options)
     trainable = choose(model, train, lora)
-    spec = trunk_spec(trainable, base, said_of(group), recompute=float(recompute))
-    proxies = GradientProxies(trainable.far, model.device)
+    groups = grouped(trainable, defaults_of(base, options), frozenset(no_weight_decay))
+    spec = trunk_spec(trainable, base, groups, recompute=float(recompute))
+    proxies = GradientProxies(trainable.far, model.device, [name for each in spec.groups for name in each.names])
     training = model.trunk.start_training(spec)
     installed = Installation(model, trainable, proxies)
     if model.passes is not None:  # those of a loop that had no run
         model.passes.close()
     watching = Guard(guard or GuardConfig())
     model.passes = passes = TrunkPasses(model.trunk, training, proxies, seed, watching)
-    both = make_optimizer(base, [{**group, "params": installed.parameters}], proxies, passes.update, watching)
+    own = [{**each.options, "params": installed.parameters(each.names)} for each in groups]
+    both = make_optimizer(base, own, proxies, passes.update, watching)
     model.run = TrainingRun(model, both, passes, trainable.adapter, spec, installed, watching)
     return model.run
 
@@ -175,15 +186,42 @@ def frozen_passes(trunk: TrunkPort, device: torch.device) -> TrunkPasses:
     return TrunkPasses(trunk, trunk.start_training(TrunkTrainingSpec()), GradientProxies({}, device), 0)
 
 
+class Group(NamedTuple):
+    """Parameters of all parts that an optimizer treats alike."""
+
+    names: frozenset[str]
+    options: Mapping[str, Any]
+
+
+def grouped(trainable: Trainable, options: Mapping[str, Any], no_weight_decay: frozenset[str]) -> list[Group]:
+    """Return what trains in one group, or in two: the second without weight decay.
+
+    Raises:
+        TrainingError: a name of which nothing trains, or an optimizer without weight decay.
+    """
+    names = trainable.own | trainable.far.keys()
+    if not no_weight_decay:
+        return [Group(names, options)]
+    if unknown := sorted(no_weight_decay - names):
+        raise TrainingError(f"no_weight_decay: no parameter that trains has the name {unknown[0]}")
+    if "weight_decay" not in options:
+        raise TrainingError("no_weight_decay: this optimizer has no weight decay at all")
+    groups = [Group(names - no_weight_decay, options), Group(no_weight_decay, {**options, "weight_decay": 0.0})]
+    return [group for group in groups if group.names]
+
+
 def trunk_spec(
-    trainable: Trainable, base: type[optim.Optimizer], options: Mapping[str, Any], *, recompute: float
+    trainable: Trainable, base: type[optim.Optimizer], groups: Sequence[Group], *, recompute: float
 ) -> TrunkTrainingSpec:
-    """Return what the trunk is told."""
+    """Return what the trunk is told: of each group those names that are its own, maybe none."""
     if not trainable.far:
         return TrunkTrainingSpec(recompute=recompute)
-    groups = (ParameterGroup(names=tuple(trainable.far), options=options),)
+    its = tuple(
+        ParameterGroup(names=tuple(n for n in trainable.far if n in group.names), options=said_of(group.options))
+        for group in groups
+    )
     if trainable.adapter is None:
-        return TrunkTrainingSpec(full=True, optimizer=base.__name__, groups=groups, recompute=recompute)
+        return TrunkTrainingSpec(full=True, optimizer=base.__name__, groups=its, recompute=recompute)
     tensors = {name: tensor for name, tensor in trainable.adapter.tensors.items() if name in trainable.far}
     lora = trainable.adapter.described(tensors)
-    return TrunkTrainingSpec(lora=lora, tensors=tensors, optimizer=base.__name__, groups=groups, recompute=recompute)
+    return TrunkTrainingSpec(lora=lora, tensors=tensors, optimizer=base.__name__, groups=its, recompute=recompute)

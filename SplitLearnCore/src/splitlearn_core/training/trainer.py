@@ -9,9 +9,9 @@ import logging
 import shutil
 import time
 from collections import Counter
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, cast
 
 import torch
 from torch import nn
@@ -19,13 +19,17 @@ from torch import nn
 from splitlearn_core.errors import TrainingBusyError, TrainingError
 from splitlearn_core.parts.client import SplitModel
 from splitlearn_core.training.arguments import SplitTrainingArguments
+from splitlearn_core.training.choice import choose
 from splitlearn_core.training.curves import CURVES, draw_curves
 from splitlearn_core.training.run import TrainingRun
+from splitlearn_core.training.skeleton import model_without_storage
 
 try:
     from transformers import Trainer
     from transformers.trainer import SCHEDULER_NAME, TRAINER_STATE_NAME
     from transformers.trainer_utils import PREFIX_CHECKPOINT_DIR, TrainOutput
+
+    from splitlearn_core.training.ending import SaveBeforeTheEnd, TrunkEnds
 except ImportError as error:
     raise ImportError("SplitTrainer needs accelerate: pip install 'splitlearn-core[train]'") from error
 
@@ -84,6 +88,7 @@ class SplitTrainer(Trainer):
         self._losses: Counter[int] = Counter()
         try:
             super().__init__(model, args, optimizers=(self.run.optimizer, None), **others)
+            self.add_callback(SaveBeforeTheEnd(self.run))
         except BaseException:
             if is_new:
                 self.run.close()
@@ -91,6 +96,8 @@ class SplitTrainer(Trainer):
 
     def train(self, resume_from_checkpoint: str | bool | None = None, *args: Any, **kwargs: Any) -> TrainOutput:
         """Train; when the trunk is lost, wait for it and go on from the last checkpoint, bit for bit.
+
+        A server that stops in order is heard: what has been done until then is saved, and nothing of it done again.
 
         Args:
             resume_from_checkpoint: a directory `checkpoint-N`, or True for the last whole one of the output directory.
@@ -115,6 +122,8 @@ class SplitTrainer(Trainer):
             try:
                 done = super().train(None if self._last_saved is None else str(self._last_saved), *args, **kwargs)
                 break
+            except TrunkEnds:
+                self._leave()
             except LOST as error:
                 self._note_lost(error)
                 if scaler is not None:  # it remembers to have undone the scale of gradients that are gone
@@ -152,6 +161,11 @@ class SplitTrainer(Trainer):
                 return self.run.resume(tag, directory)
             except LOST as error:
                 self._wait(error)
+
+    def _leave(self) -> None:
+        self._patience.note_alive(time.monotonic())
+        logger.warning("the trunk's server stops: update %d is saved, a server is waited for", self.state.global_step)
+        self.run.leave_trunk()
 
     def _note_lost(self, error: Exception) -> None:
         self._patience.note_alive(time.monotonic())  # until now
@@ -297,8 +311,6 @@ def check_arguments(args: SplitTrainingArguments, *, has_adapter: bool) -> None:
         TrainingError: an argument of `Trainer` that would be ignored, or end otherwise than on the whole model.
     """
     refusals = {
-        "weight_decay with all weights: Trainer leaves biases and norms out, and the trunk's are not here to be told "
-        "apart; train an adapter, or set weight_decay=0": args.weight_decay > 0 and not has_adapter,
         "save_only_model keeps an adapter only: pass lora=, and leave load_best_model_at_end out": args.save_only_model
         and (args.load_best_model_at_end or not has_adapter),
         "push_to_hub is not there: push the directory of save_model()": args.push_to_hub,
@@ -311,12 +323,22 @@ def check_arguments(args: SplitTrainingArguments, *, has_adapter: bool) -> None:
             raise TrainingError(sentence)
 
 
+def undecayed(model: SplitModel, parts: Iterable[str]) -> frozenset[str]:
+    """Return the names of the weights that `Trainer` leaves out of weight decay: biases, and those of norms."""
+    trainable = choose(model, parts, None)
+    whole = model_without_storage(model.architecture, model.config, model.trunk.info.dtype)
+    # It asks its argument alone, and Trainer knows best which those are.
+    decayed = Trainer.get_decay_parameter_names(cast(Trainer, None), whole)
+    return (trainable.own | trainable.far.keys()).difference(decayed)
+
+
 def _start(model: SplitModel, args: SplitTrainingArguments, lora: "LoraConfig | None") -> TrainingRun:
     kind, options = args.optimizer()
     return model.start_training(
         train=args.train_parts,
         lora=lora,
         optimizer=kind,
+        no_weight_decay=() if lora is not None or not args.weight_decay else undecayed(model, args.train_parts),
         seed=args.seed,
         recompute=args.recompute_trunk,
         guard=args.guard(),

@@ -13,7 +13,8 @@ from splitlearn_comm import Action, CacheUse, ComputeCall, ComputeResult, Forwar
 from splitlearn_comm.errors import ServerUnavailableError, SessionNotFoundError
 from splitlearn_comm.framing.calls import decode_result, encode_call
 from splitlearn_comm.framing.chunks import whole
-from splitlearn_comm.framing.steps import Answer, Inbox, encode_import, encode_step, with_timeout
+from splitlearn_comm.framing.inbox import Inbox
+from splitlearn_comm.framing.steps import Answer, encode_import, encode_step, with_timeout
 from splitlearn_comm.messages import SessionState
 from splitlearn_comm.training import BackwardPass, ReadTraining, Trained, TrainingAction
 from splitlearn_comm.worker import DUE_S, note_turn

@@ -12,9 +12,9 @@ from dataclasses import replace
 from splitlearn_comm import CommError, SessionHost
 from splitlearn_comm.framing.calls import decode_call, encode_result
 from splitlearn_comm.framing.chunks import whole
+from splitlearn_comm.framing.inbox import Inbox
 from splitlearn_comm.framing.steps import (
     Import,
-    Inbox,
     Request,
     encode_done,
     encode_refusal,
