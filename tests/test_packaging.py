@@ -48,7 +48,7 @@ EXTRAS = {
     },
     "splitlearn-manager": {"server": {"splitlearn-core", "splitlearn-comm"}},
 }
-UNTESTED = {"gradio", "tensorboard", "trackio"}  # nothing of ours uses them: the first yet, the others Trainer does
+UNTESTED = {"gradio", "trackio"}  # nothing of ours uses them: the first yet, the other Trainer does
 
 distributions = pytest.mark.parametrize("distribution", FOLDERS)
 

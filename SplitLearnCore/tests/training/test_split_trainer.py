@@ -9,6 +9,7 @@ from typing import Any
 import pytest
 import torch
 from peft import LoraConfig, PeftModel, get_peft_model
+from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 from torch import nn
 from torch.utils.data import Dataset
 from transformers import Trainer, TrainerCallback, TrainingArguments
@@ -111,6 +112,18 @@ def test_all_weights_decay_as_with_the_trainer_of_the_whole_model(tmp_path: Path
     )
     again.train(resume_from_checkpoint=str(tmp_path / "split" / "checkpoint-3"))
     assert_same(again.run, whole)
+
+
+@pytest.mark.slow
+def test_curves_go_to_tensorboard(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("TENSORBOARD_LOGGING_DIR", str(tmp_path / "curves"))
+    trainer = trainer_of(tiny_split("llama"), tmp_path, report_to="tensorboard")
+    trainer.train()
+    written = EventAccumulator(str(tmp_path / "curves")).Reload()
+    assert {"train/samples_per_second", "train/trunk_share"} <= set(written.Tags()["scalars"])
+    for number, name in enumerate(("loss", "grad_norm", "learning_rate")):
+        curve = [(event.step, event.value) for event in written.Scalars(f"train/{name}")]
+        assert curve == [(step, pytest.approx(each[number])) for step, each in enumerate(told(trainer), start=1)]
 
 
 def test_it_goes_on_from_a_checkpoint_bit_for_bit(tmp_path: Path) -> None:
