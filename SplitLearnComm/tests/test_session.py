@@ -177,6 +177,22 @@ def test_who_computes_with_what_a_session_trains_uses_it(table: SessionTable) ->
     table.use_adapter("alice", "mine", now=1000)  # nothing trains it any more
 
 
+def test_a_training_is_idle_since_anybody_used_it(table: SessionTable) -> None:
+    attachment = table.open("training", now=0, client="alice")
+    assert table.idle_training_s("training", now=5) is None
+    table.begin_training("training", "mine", has_weights=False)
+    assert table.idle_training_s("training", now=5) is None, "there is nothing to save"
+    assert not table.is_training("training")
+    table.begin_training("training", "mine")
+    assert table.is_training("training")
+    assert table.idle_training_s("training", now=5) == 5
+    table.use("training", attachment, now=6)
+    assert table.idle_training_s("training", now=10) == 4
+    table.use_adapter("alice", "mine", now=9)
+    assert table.idle_training_s("training", now=10) == 1
+    assert table.idle_training_s("unknown", now=10) is None
+
+
 def test_of_two_that_train_under_one_name_the_other_goes_on(table: SessionTable) -> None:
     for session_id in ("one", "other"):  # at two services of one address
         table.open(session_id, now=0, client="alice")

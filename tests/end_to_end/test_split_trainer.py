@@ -16,6 +16,9 @@ from tests.support.checkpoints import save_tiny
 from tests.support.training import batches, whole_weights
 from tests.support.trunk_process import TrunkProcess
 
+PATIENT = {"drain_timeout_s": 120.0, "drain_idle_timeout_s": 60.0}
+"""A server that stops waits for clients on a machine that has much else to do."""
+
 
 class Replaced(TrainerCallback):
     """Kills the server behind some update, and starts another at its address."""
@@ -23,7 +26,7 @@ class Replaced(TrainerCallback):
     def __init__(self, stack: ExitStack, model: Path, at_step: int) -> None:
         self._stack, self._model, self._at_step = stack, model, at_step
         self._process = stack.enter_context(TrunkProcess())
-        self.address = self._process.start(model)
+        self.address = self._process.start(model, config=PATIENT)
         self.was_replaced = False
 
     def on_step_end(self, args: Any, state: Any, control: Any, **_: Any) -> None:
@@ -103,9 +106,12 @@ def test_a_server_that_is_killed_is_waited_for(tmp_path: Path, at_step: int) -> 
 
 
 @pytest.mark.slow
-def test_a_server_that_stops_is_saved_from_and_no_update_is_done_twice(tmp_path: Path) -> None:
+@pytest.mark.parametrize("evaluated", [{"eval_strategy": "no"}, {"eval_strategy": "steps", "eval_steps": 1}])
+def test_a_server_that_stops_is_saved_from_and_no_update_is_done_twice(
+    tmp_path: Path, evaluated: dict[str, Any]
+) -> None:
     model = save_tiny("llama", tmp_path / "model")
-    many = {"max_steps": 60, "num_train_epochs": 100, "save_strategy": "no", "eval_strategy": "no"}
+    many = {"max_steps": 60, "num_train_epochs": 100, "save_strategy": "no", **evaluated}
     expected = trained(model, tmp_path / "local", trunk=None, **many)
     with ExitStack() as stack:
         callback = Stopped(stack, model, 3)
@@ -114,5 +120,7 @@ def test_a_server_that_stops_is_saved_from_and_no_update_is_done_twice(tmp_path:
         assert callback.updates == list(range(1, 61))
         weights = whole_weights(got.run)
         assert all(torch.equal(weights[name], tensor) for name, tensor in whole_weights(expected.run).items())
+        curves = [[e["eval_loss"] for e in each.state.log_history if "eval_loss" in e] for each in (expected, got)]
+        assert curves[0] == curves[1]
         got.run.close()
         got.model.trunk.close()

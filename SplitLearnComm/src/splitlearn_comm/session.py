@@ -298,20 +298,31 @@ class SessionTable:
             self.use_adapter(entry.client, entry.adapter, now)
         return entry.ledger
 
-    def begin_training(self, session_id: str, adapter: str) -> None:
-        """Note that a session trains, and under what name its client computes with that; empty for none."""
+    def begin_training(self, session_id: str, adapter: str, *, has_weights: bool = True) -> None:
+        """Note that a session trains; nothing if it is over.
+
+        Args:
+            session_id: Its name.
+            adapter: Under what name its client computes with what it trains; empty for none.
+            has_weights: Whether weights train here; if not, gradients only go through.
+        """
         entry = self._entries.get(session_id)
         if entry is None:
-            return  # it is over
-        entry.is_training = True
+            return
+        entry.is_training = has_weights
         if adapter and not entry.trains:
             entry.trains = adapter
             self._training.setdefault((entry.client, adapter), []).append(entry)
 
     def is_training(self, session_id: str) -> bool:
-        """Whether the session is open and trains."""
+        """Whether the session is open and trains weights."""
         entry = self._entries.get(session_id)
         return entry is not None and entry.is_training
+
+    def idle_training_s(self, session_id: str, now: float) -> float | None:
+        """Seconds since a step of it, or since anybody computed with what it trains; None where it trains nothing."""
+        entry = self._entries.get(session_id)
+        return now - entry.last_used if entry is not None and entry.is_training else None
 
     def give_up(self, session_id: str) -> None:
         """Note that its client was waited for, when the server stopped, for long enough; nothing if it is over."""

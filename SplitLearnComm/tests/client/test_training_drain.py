@@ -65,7 +65,7 @@ def test_it_is_told_saved_and_waited_for(num_servers: int) -> None:
         book = AddressBook([first.address, second.address][:num_servers], in_order=True)
         with GRPCComputeClient(book) as client:
             session = client.session()
-            session.train(StartTraining())
+            session.train(StartTraining(full=True))
             assert not session.is_server_stopping
             stopping = pool.submit(first.stop, grace_s=120)
             trains_until_it_is_told(session, stopping)
@@ -84,7 +84,7 @@ def test_connections_may_break_meanwhile() -> None:
     faults: dict[tuple[Direction, int], Fault] = {(Direction.TO_CLIENT, n): Drop() for n in range(4, 5000, 5)}
     with FaultyRelay(first.address, faults) as relay, ThreadPoolExecutor(1) as pool:
         with GRPCComputeClient(relay.address) as client, client.session() as session:
-            session.train(StartTraining())
+            session.train(StartTraining(full=True))
             stopping = pool.submit(first.stop, grace_s=120)
             trains_until_it_is_told(session, stopping)
             for _ in range(10):
@@ -97,7 +97,7 @@ def test_connections_may_break_meanwhile() -> None:
 def test_one_that_does_nothing_is_waited_for_as_long_as_was_said() -> None:
     first = started(patience_s=0.4)
     with GRPCComputeClient(first.address, retry=ONCE) as client, client.session() as session:
-        session.train(StartTraining())
+        session.train(StartTraining(full=True))
         time.sleep(0.5)  # it is at its own part: what it did before the server was stopped does not count
         began_s = time.monotonic()
         first.stop(grace_s=120)
@@ -110,7 +110,7 @@ def test_one_that_goes_on_and_on_is_ended_when_the_grace_is_over() -> None:
     first = started()
     with GRPCComputeClient(first.address, retry=ONCE) as client, ThreadPoolExecutor(1) as pool:
         session = client.session()
-        session.train(StartTraining())
+        session.train(StartTraining(full=True))
         stopping = pool.submit(first.stop, grace_s=0.5)
         with pytest.raises(ServerUnavailableError):
             trains_for_ever(session)

@@ -83,6 +83,7 @@ class RemoteTraining(TrunkTraining):
         self.adapter = session.session_id
         """Under what name other sessions and calls of this client compute with what trains."""
         self.codecs = named_codecs(session.codecs)
+        self._trains = spec.full or spec.lora is not None
         groups = [ParameterGroup(group.names, group.options) for group in spec.groups]
         beside = (spec.full, spec.optimizer, groups, spec.recompute, self.adapter)
         try:
@@ -170,11 +171,10 @@ class RemoteTraining(TrunkTraining):
         return came
 
     def _note_ending(self) -> None:
-        was_ending, self.is_ending = self.is_ending, self._session.is_server_stopping
+        was_ending, self.is_ending = self.is_ending, self._trains and self._session.is_server_stopping
         if self.is_ending and not was_ending:
             logger.warning(
-                "the trunk's server is stopping: run.save_checkpoint(tag) now keeps what it has of this training, and "
-                "run.resume(tag) goes on when a server is back"
+                "the trunk's server is stopping: a checkpoint that is saved now keeps what it has of this training"
             )
 
 

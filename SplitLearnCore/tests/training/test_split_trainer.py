@@ -8,64 +8,20 @@ from typing import Any
 
 import pytest
 import torch
-from peft import LoraConfig, PeftModel, get_peft_model
+from peft import PeftModel, get_peft_model
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 from torch import nn
-from torch.utils.data import Dataset
 from transformers import Trainer, TrainerCallback, TrainingArguments
 
 from splitlearn.training import SplitTrainer, SplitTrainingArguments
 from splitlearn_core import LocalTrunk, TrainingError, Trunk
 from splitlearn_core.training.port import TrunkTraining, TrunkTrainingSpec
 from splitlearn_core.training.trainer import MAX_LOSSES, Patience, last_checkpoint
-from tests.support.families import Split, tiny_split
-from tests.support.training import assert_same, batches, whole_weights, without_prefix
+from tests.support.families import tiny_split
+from tests.support.split_trainer import Rows, lora, options, trainer_of
+from tests.support.training import assert_same, whole_weights, without_prefix
 
 pytestmark = pytest.mark.filterwarnings("ignore::FutureWarning")
-
-
-class Rows(Dataset[dict[str, torch.Tensor]]):
-    """Single rows of the micro-batches."""
-
-    def __init__(self, num: int = 8) -> None:
-        self.rows = [{key: tensor[row] for key, tensor in batch.items()} for batch in batches(num) for row in (0, 1)]
-
-    def __len__(self) -> int:
-        return len(self.rows)
-
-    def __getitem__(self, index: int) -> dict[str, torch.Tensor]:
-        return self.rows[index]
-
-
-def lora() -> LoraConfig:
-    return LoraConfig(r=4, target_modules="all-linear")
-
-
-def options(directory: Path, **further: Any) -> dict[str, Any]:
-    return {
-        "output_dir": str(directory),
-        "max_steps": 6,
-        "per_device_train_batch_size": 2,
-        "gradient_accumulation_steps": 2,
-        "learning_rate": 1e-2,
-        "weight_decay": 0.1,
-        "max_grad_norm": 0.05,
-        "lr_scheduler_type": "cosine",
-        "warmup_steps": 2,
-        "logging_steps": 1,
-        "save_strategy": "no",
-        "use_cpu": True,
-        "disable_tqdm": True,
-        **further,
-    }
-
-
-def trainer_of(split: Split, directory: Path, callbacks: Any = None, **further: Any) -> SplitTrainer:
-    torch.manual_seed(5)
-    arguments = SplitTrainingArguments(**options(directory, **further))
-    return SplitTrainer(
-        split.client, arguments, lora=lora(), train_dataset=Rows(), eval_dataset=Rows(2), callbacks=callbacks
-    )
 
 
 def assert_same_weights(one: SplitTrainer, other: SplitTrainer) -> None:

@@ -60,7 +60,7 @@ class SessionCursor:
         self.is_training = False
         """Whether it has trained: no other server can go on with it then."""
         self.is_server_stopping = False
-        """Whether the server said so with the last answer."""
+        """Whether the server that it is on has said so."""
         self.home: str | None = None
         self.history = History(settings.replay_bytes)
         if self.adapter:
@@ -112,6 +112,7 @@ class SessionCursor:
 
     def begin_anew(self) -> None:
         """Take another name: a server may still have the session under the old one."""
+        self.is_server_stopping = False
         if self.was_opened or self._was_turned_away:
             self._generation += 1
             self.session_id = f"{self._base_id}.{self._generation}"
@@ -222,7 +223,7 @@ class SessionCursor:
         if answer.error is not None:
             raise answer.error
         self.step_id, self.position = answer.step_id, answer.position
-        self.is_server_stopping = answer.draining
+        self.is_server_stopping = self.is_server_stopping or answer.draining
         self.history.add(self._message)
         self._note_breakdown(answer, bytes_sent)
         if isinstance(self._action, Forward | ForwardPass) and answer.tensor is None:

@@ -106,7 +106,7 @@ class ClientSession:
 
     @property
     def is_server_stopping(self) -> bool:
-        """Whether the server has said with its last answer that it is about to stop: what trains is to be saved now."""
+        """Whether the server has said that it is about to stop: what trains there is to be saved now."""
         return self._cursor.is_server_stopping
 
     def step(
@@ -196,20 +196,14 @@ class ClientSession:
 
     def _end(self, deadline: Deadline | None) -> None:
         """End the session here; at the server too, where it may be asked."""
-        stream, self._stream = self._stream, None
-        was_over = self._cursor.is_over
-        self._cursor.end()
-        self._closing.wake()
-        if stream is None:
-            return
         try:
-            if deadline is not None and not was_over:
-                # Higher than that of any step: a second answer to the last one is not taken for the answer to this.
-                number = self._cursor.step_id + 2
+            if deadline is not None and self._stream is not None and not self._cursor.is_over:
                 with contextlib.suppress(CommError):
-                    stream.exchange(steps.encode_close(number), deadline, number)
+                    self._follow(self._course.close(), deadline, is_step=False)
         finally:
-            stream.close()
+            self._cursor.end()
+            self._closing.wake()
+            self._drop_stream()
 
     def _run(self, action: Action, timeout_s: float | None) -> torch.Tensor | None:
         return self._exchange(action, Deadline.of_step(timeout_s, self._settings.step_timeout_s)).tensor

@@ -94,7 +94,7 @@ class Conversation:
 
     @property
     def is_training(self) -> bool:
-        """Whether the session trains: no other server can go on with it, but its client can save it."""
+        """Whether the session trains weights: no other server can go on with it, but its client can save it."""
         return self._sessions.is_training(self._session_id)
 
     @property
@@ -103,8 +103,10 @@ class Conversation:
         return not self.is_given_up and (self.can_move or self.is_training)
 
     def idle_s(self) -> float:
-        """Seconds since the last message came."""
-        return time.perf_counter() - self._arrived_s
+        """Seconds since the last message came; of a session that trains, since anybody computed with what it trains."""
+        arrived_s = time.perf_counter() - self._arrived_s
+        used_s = self._sessions.idle_training_s(self._session_id)
+        return arrived_s if used_s is None else min(arrived_s, used_s)
 
     def receive(self, num_bytes: int) -> None:
         """Count what came. Raises `ResourceExhaustedError` where the stream has to end."""
@@ -252,7 +254,8 @@ class Conversation:
             reply = await self._done(ledger, request.step_id, verdict.position, action)
             ledger.commit(reply)
             if isinstance(action, StartTraining):
-                self._sessions.begin_training(ledger.session_id, action.name)
+                trains = action.full or action.adapter is not None
+                self._sessions.begin_training(ledger.session_id, action.name, has_weights=trains)
             self._meter.account.keep_reply(ledger.session_id, len(reply))
         finally:
             ledger.abandon()

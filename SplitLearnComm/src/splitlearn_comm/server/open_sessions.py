@@ -66,13 +66,17 @@ class OpenSessions:
         """The ledger of a session, for a message over the stream of this attachment; raises as `SessionTable.use`."""
         return self._table.use(session_id, attachment, self._clock())
 
-    def begin_training(self, session_id: str, adapter: str) -> None:
-        """Note that a session trains, and under what name its client computes with that; empty for none."""
-        self._table.begin_training(session_id, adapter)
+    def begin_training(self, session_id: str, adapter: str, *, has_weights: bool) -> None:
+        """Note that a session trains; arguments as in `SessionTable.begin_training`."""
+        self._table.begin_training(session_id, adapter, has_weights=has_weights)
 
     def is_training(self, session_id: str) -> bool:
-        """Whether the session is open and trains."""
+        """Whether the session is open and trains weights."""
         return self._table.is_training(session_id)
+
+    def idle_training_s(self, session_id: str) -> float | None:
+        """Seconds since anybody used what a session trains; None where it trains nothing."""
+        return self._table.idle_training_s(session_id, self._clock())
 
     def give_up(self, session_id: str) -> None:
         """Note that its client was waited for, when the server stopped, for long enough."""

@@ -46,6 +46,7 @@ def save_checkpoint(run: TrainingRun, directory: Path) -> None:
         "update_id": run.update_id,
         "next_pass_id": run.passes.next_pass_id,
         "groups": [said_of(group) for group in run.optimizer.param_groups],
+        "further_groups": further_groups(run),
         "numbers": optimizer_numbers(run),
         "guard": run.guard.state(),
         "codecs": dict(run.passes.training.codecs),
@@ -70,10 +71,11 @@ def load_checkpoint(run: TrainingRun, directory: Path) -> None:
     for name, value in belonging(run).items():
         if told.get(name) != value:
             raise TrainingError(f"{directory} is of another training: its {name} is {told.get(name)}, here {value}")
-    if len(told["groups"]) != (num_groups := len(run.optimizer.param_groups)):
+    if (theirs := told.get("further_groups", [])) != (ours := further_groups(run)):
+        left_out = [sum(len(names) for names in groups) for groups in (theirs, ours)]
         raise TrainingError(
-            f"{directory} is of another training: its optimizer has {len(told['groups'])} groups, here {num_groups}: "
-            "look at no_weight_decay"
+            f"{directory} is of another training: its weight decay leaves {left_out[0]} parameters alone, here it is "
+            f"{left_out[1]}, or others: look at weight_decay and no_weight_decay"
         )
     own = own_parameters(run)
     if {name for name in client if name.startswith(PARAMETER)} != {PARAMETER + name for name in own}:
@@ -155,6 +157,12 @@ def own_parameters(run: TrainingRun) -> dict[str, nn.Parameter]:
     """Return what trains of Bottom and Top, by name."""
     proxies = run.passes.proxies.parameters
     return {n: p for n, p in run.model.named_parameters() if p.requires_grad and n not in proxies}
+
+
+def further_groups(run: TrainingRun) -> list[list[str]]:
+    """Return the names of the parameters of each group but the first, of both sides."""
+    name_of = {id(parameter): name for name, parameter in run.model.named_parameters()}
+    return [sorted(name_of[id(p)] for p in group["params"]) for group in run.optimizer.param_groups[1:]]
 
 
 def client_state(run: TrainingRun) -> dict[str, torch.Tensor]:

@@ -27,9 +27,7 @@ from splitlearn_core.training.skeleton import model_without_storage
 try:
     from transformers import Trainer
     from transformers.trainer import SCHEDULER_NAME, TRAINER_STATE_NAME
-    from transformers.trainer_utils import PREFIX_CHECKPOINT_DIR, TrainOutput
-
-    from splitlearn_core.training.ending import SaveBeforeTheEnd, TrunkEnds
+    from transformers.trainer_utils import PREFIX_CHECKPOINT_DIR, SaveStrategy, TrainOutput
 except ImportError as error:
     raise ImportError("SplitTrainer needs accelerate: pip install 'splitlearn-core[train]'") from error
 
@@ -47,6 +45,10 @@ before its old place is free."""
 FIRST_PAUSE_S, LONGEST_PAUSE_S = 0.1, 5.0
 MAX_LOSSES = 3
 """How often the trunk may be lost at one update: a batch that it cannot do in time would be tried for ever."""
+
+
+class TrunkEnds(Exception):
+    """Leaves the loop of `Trainer`: the trunk's server stops, and both sides are saved as they are."""
 
 
 class SplitTrainer(Trainer):
@@ -85,10 +87,11 @@ class SplitTrainer(Trainer):
         self._times: Mapping[str, float] = {}
         self._patience = Patience(args.reconnect_timeout_s, time.monotonic())
         self._last_saved: Path | None = None
+        self._ends_at: int | None = None
+        self._only_to_go_on: set[Path] = set()
         self._losses: Counter[int] = Counter()
         try:
             super().__init__(model, args, optimizers=(self.run.optimizer, None), **others)
-            self.add_callback(SaveBeforeTheEnd(self.run))
         except BaseException:
             if is_new:
                 self.run.close()
@@ -132,7 +135,8 @@ class SplitTrainer(Trainer):
                     self._bring_back(BEGINNING, self.directory)
                     if scaler is not None:
                         scaler.load_state_dict(scale)
-        shutil.rmtree(self.directory / BEGINNING, ignore_errors=True)
+        for directory in (self.directory / BEGINNING, *self._only_to_go_on):
+            shutil.rmtree(directory, ignore_errors=True)
         if self.arguments.draw_curves:
             draw_curves(self.state.log_history, self.directory / CURVES)
         return done
@@ -163,6 +167,7 @@ class SplitTrainer(Trainer):
                 self._wait(error)
 
     def _leave(self) -> None:
+        self._ends_at = None
         self._patience.note_alive(time.monotonic())
         logger.warning("the trunk's server stops: update %d is saved, a server is waited for", self.state.global_step)
         self.run.leave_trunk()
@@ -187,7 +192,13 @@ class SplitTrainer(Trainer):
         time.sleep(pause_s)
 
     def training_step(self, model: nn.Module, inputs: dict[str, Any], *args: Any, **kwargs: Any) -> torch.Tensor:
-        """Do one forward and backward; none for an update at which the trunk was lost too often."""
+        """Do one forward and backward; none for an update at which the trunk was lost too often.
+
+        Raises:
+            TrunkEnds: the trunk's server stops, and the update before was the last that it did.
+        """
+        if self._ends_at is not None:
+            raise TrunkEnds
         if self._is_left_out():
             if self.accelerator.sync_gradients:  # the last of the update's
                 logger.warning(
@@ -226,16 +237,51 @@ class SplitTrainer(Trainer):
         if _internal_call and (self.run.adapter is None or not self.args.save_only_model):
             directory.mkdir(parents=True, exist_ok=True)  # both halves follow
             return
-        self.run.save_adapter(directory)
+        try:
+            self.run.save_adapter(directory)
+        except LOST:
+            if self._last_saved != self._directory_now:
+                raise
+            self._bring_back(HALVES, self._last_saved)
+            self.run.save_adapter(directory)
         if self.processing_class is not None:
             self.processing_class.save_pretrained(directory)
 
+    def _maybe_log_save_evaluate(
+        self, tr_loss: Any, grad_norm: Any, model: nn.Module, trial: Any, *args: Any, **kwargs: Any
+    ) -> None:
+        # Behind an update, and behind the last of an epoch once more. What is due is done still, if the trunk stays for
+        # so long; it is left before the next update.
+        if self.run.is_trunk_ending and self._ends_at is None:
+            self._save_before_it_ends(model, trial)
+        super()._maybe_log_save_evaluate(tr_loss, grad_norm, model, trial, *args, **kwargs)
+        if self._ends_at is not None:
+            assert self._last_saved is not None, "it was saved just now"
+            self.state.save_to_json(str(self._last_saved / TRAINER_STATE_NAME))
+
+    def _save_before_it_ends(self, model: nn.Module, trial: Any) -> None:
+        directory = self._directory_now
+        if self.args.save_strategy == SaveStrategy.NO or self.args.save_only_model:
+            self._only_to_go_on.add(directory)
+        only_model, self.args.save_only_model = self.args.save_only_model, False
+        try:
+            self._save_checkpoint(model, trial)
+        finally:
+            self.args.save_only_model = only_model
+        self._ends_at = self.state.global_step
+
+    @property
+    def _directory_now(self) -> Path:
+        return self.directory / f"{PREFIX_CHECKPOINT_DIR}-{self.state.global_step}"
+
     def _save_checkpoint(self, model: nn.Module, trial: Any) -> None:
-        directory = self.directory / f"{PREFIX_CHECKPOINT_DIR}-{self.state.global_step}"
+        directory = self._directory_now
         # What is written last says that it is whole: not that of an earlier training in this place.
-        (directory / TRAINER_STATE_NAME).unlink(missing_ok=True)
+        if directory != self._last_saved:
+            (directory / TRAINER_STATE_NAME).unlink(missing_ok=True)
         super()._save_checkpoint(model, trial)
-        self._last_saved = directory
+        if is_whole(directory):  # not of a model alone
+            self._last_saved = directory
 
     def _save_optimizer_and_scheduler(self, output_dir: str) -> None:
         self.run.save_checkpoint(HALVES, output_dir)
