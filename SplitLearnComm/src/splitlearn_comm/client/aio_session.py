@@ -65,7 +65,7 @@ class AsyncClientSession:
         self._cursor = cursor
         self._stream: AsyncStream | None = None
         self._put_aside: AsyncStream | None = None
-        self._is_in_use = False
+        self._is_in_use = self._is_closing = False
         self._leaving: asyncio.Task[None] | None = None
 
     def __repr__(self) -> str:
@@ -135,21 +135,19 @@ class AsyncClientSession:
         deadline = Deadline.after(CLOSE_TIMEOUT_S)
         # Behind a step that another waits for, its answer would be taken for the answer to this.
         is_polite = not self._is_in_use and await self._has_left(deadline) and not self._cursor.is_over
-        stream, self._stream = self._stream, None
-        self._cursor.end()
-        self._closing.wake()
-        if self._leaving is not None:
-            self._leaving.cancel()  # a write over a stream that is still to connect does not end with that
-        if stream is None:
-            return
+        self._is_closing = True
         try:
-            if is_polite:
-                # Higher than that of any step: a second answer to the last one is not taken for the answer to this.
-                number = self._cursor.step_id + 2
+            if is_polite and self._stream is not None:
+                self._is_in_use = True
                 with contextlib.suppress(CommError):
-                    await stream.exchange(steps.encode_close(number), deadline, number)
+                    await self._follow(self._course.close(), deadline, is_step=False)
+                self._is_in_use = False
         finally:
-            stream.close()
+            self._cursor.end()
+            self._closing.wake()
+            if self._leaving is not None:
+                self._leaving.cancel()  # a write over a stream that is still to connect does not end with that
+            self._drop_stream()
 
     async def __aenter__(self) -> Self:
         await self.open()
@@ -175,7 +173,7 @@ class AsyncClientSession:
     def _begin_use(self) -> None:
         """Note that its user does something with it: from here on it does not leave by itself."""
         if self._is_in_use:
-            if self._cursor.is_over:
+            if self._is_closing or self._cursor.is_over:
                 raise closed_here()
             raise RuntimeError("two tasks use one session at the same time; open one for each")
         self._is_in_use = True

@@ -26,11 +26,12 @@ from splitlearn_comm.errors import (
     ServiceNotFoundError,
 )
 from splitlearn_comm.framing.chunks import Outgoing
-from splitlearn_comm.framing.steps import Answer
+from splitlearn_comm.framing.steps import Answer, encode_close
 from splitlearn_comm.logs import ids
 from splitlearn_comm.messages import SessionState
 
 logger = logging.getLogger("splitlearn_comm.client")
+CLOSE_ATTEMPTS = 3
 
 
 @dataclass(frozen=True, slots=True)
@@ -141,6 +142,29 @@ class SessionCourse:
         except BaseException:
             self._is_connected = False
             raise
+
+    def close(self) -> Course:
+        """Tell the server that the session is over; over a new connection where the one there is breaks.
+
+        What it has not heard it would keep for a while, and the place that it takes.
+
+        Raises:
+            CommError: It was not reached.
+        """
+        # Higher than that of any step: a second answer to the last one is not taken for the answer to this.
+        number = self._cursor.step_id + 2
+        attempt = 1
+        while True:
+            try:
+                if attempt > 1 and self._cursor.home is not None:
+                    yield Connect(self._cursor.home)
+                    yield Exchange(self._open_message(resume=True), 0, Awaited.OPENED)
+                answer: Answer = yield Exchange(encode_close(number), number)
+                return answer
+            except ServerUnavailableError:
+                if attempt == CLOSE_ATTEMPTS or self._cursor.home is None:
+                    raise
+            attempt += 1
 
     @property
     def _is_movable(self) -> bool:
