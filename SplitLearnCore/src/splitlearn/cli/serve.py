@@ -53,6 +53,13 @@ def serve(
     attn_implementation: Annotated[
         str | None, typer.Option(help="sdpa, eager, flash_attention_2, … Default: what the model prefers.")
     ] = None,
+    compile: Annotated[
+        bool,
+        typer.Option(
+            "--compile",
+            help="Run its layers through torch.compile, made in seconds to minutes, where it can be had. Default: no.",
+        ),
+    ] = False,
     door: DoorOptions,
     operator: Annotated[
         list[str] | None,
@@ -91,7 +98,7 @@ def serve(
     if log_level is not None:
         set_up_logging(log_level)
     cut.check()
-    of_one = given(**asdict(cut), device=device, attn_implementation=attn_implementation)
+    of_one = given(**asdict(cut), device=device, attn_implementation=attn_implementation, compile=compile or None)
     server_table = door.tree() | given(operators=operator or None, metrics_port=metrics_port)
     server_table |= given(max_trainings=max_trainings, allow_full_training=allow_full_training)
     flags = given(port=port, host=host, managed=managed, log_level=log_level, log_format=log_format)
