@@ -54,9 +54,9 @@ def train(
     source = locate(model, cut.revision)
     tokenizer = load_tokenizer(model, source.commit)
     examples, held_out = read_texts(texts, tokenizer, max_positions(read_config(source)))
-    out.print(f"learning from {len(examples)} examples of {examples.num_tokens} tokens, {len(held_out)} held out")
     keeping.make_directory()
     split = load_split(model, source, trunk=trunk, cut=cut, caller=caller, timings=True)
+    out.print(f"learning from {len(examples)} examples of {examples.num_tokens} tokens, {len(held_out)} held out")
     try:
         trainer = make_trainer(
             split, adapter, updates, keeping, train_dataset=examples, eval_dataset=held_out, processing_class=tokenizer
