@@ -208,7 +208,7 @@ def differing(name: str, before: Any, now: Any) -> str:
     """Say in which settings of a name two trainings differ; of an adapter's modules, which are many, in how many."""
     if isinstance(before, Mapping) and isinstance(now, Mapping):
         keys = [key for key in {**before, **now} if before.get(key) != now.get(key)]
-        return ", ".join(differing(f"{name}'s {key}", before.get(key), now.get(key)) for key in keys)
+        return " and ".join(differing(f"{name}'s {key}", before.get(key), now.get(key)) for key in keys)
     if name == "modules" and isinstance(before, list) and isinstance(now, list):
         told = "of others" if len(before) == len(now) else f"of {len(now)}"
         return f"its adapter is of {len(before)} modules, here {told}"
