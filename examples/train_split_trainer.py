@@ -39,7 +39,7 @@ def main(address: str | None = None) -> None:
         if address is None:
             address = stack.enter_context(ManagedServer(port=0)).address
         model = SplitModelForCausalLM.from_pretrained("builtin", trunk=address)
-        lora = LoraConfig(r=8, target_modules="all-linear")
+        lora = LoraConfig(r=8, lora_alpha=16, target_modules="all-linear")
         trainer = SplitTrainer(
             model, arguments, lora=lora, train_dataset=data, eval_dataset=held_out, data_collator=collate
         )

@@ -1,6 +1,8 @@
 """`ManagedServer`: from a model's name to a listening server, and an orderly end."""
 
 import logging
+import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -40,6 +42,27 @@ def test_it_serves_the_trunk_of_the_checkpoint(model: str) -> None:
     assert info.split_points == (2, 4)
     assert info.fingerprint == f"{trunk.fingerprint}:2-4"
     assert info.version == splitlearn_core.__version__
+
+
+COMPILED = "splitlearn_core.parts.compiling"
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(shutil.which(os.environ.get("CXX", "g++")) is None, reason="no C++ compiler here")
+def test_a_compiled_trunk_serves_the_same(model: str, caplog: pytest.LogCaptureFixture) -> None:
+    with ManagedServer(model, port=0) as server, Client(server.address) as client, client.session() as session:
+        expected = [session.step(HIDDEN_BTH[:1]), session.step(HIDDEN_BTH[1:, :1])]
+    with (
+        caplog.at_level(logging.INFO, COMPILED),
+        ManagedServer(model, port=0, compile=True) as server,
+        Client(server.address) as client,
+        client.session() as session,
+    ):
+        came = [session.step(HIDDEN_BTH[:1]), session.step(HIDDEN_BTH[1:, :1])]
+    said = [record.message for record in caplog.records if record.name == COMPILED]
+    assert said == ["the Trunk of GPT2LMHeadModel is compiled: 2 layers"]
+    for mine, others in zip(came, expected, strict=True):
+        torch.testing.assert_close(mine, others, rtol=0, atol=1e-5 * float(others.abs().max().clamp(min=1)))
 
 
 def test_cut_points_and_dtype_are_the_callers(model: str) -> None:

@@ -34,6 +34,7 @@ may_unload_idle = true
 
 [[models]]
 name = "small"
+compile = true
 split_points = [2, 6]
 dtype = "bfloat16"
 
@@ -70,7 +71,7 @@ def test_a_file_says_everything(tmp_path: Path) -> None:
         ),
         lifecycle=LifecycleConfig(memory_bytes={"cpu": 1000, "cuda:0": 2000}, may_unload_idle=True),
         models=(
-            ModelSpec(name="small", split_points=(2, 6), dtype=torch.bfloat16),
+            ModelSpec(name="small", compile=True, split_points=(2, 6), dtype=torch.bfloat16),
             ModelSpec(
                 name="Some-Model", model="org/Some Model", kv_bytes=0, max_trainings=1, allow_full_training=False
             ),
@@ -130,7 +131,7 @@ def test_flags_go_before_the_environment_and_that_before_the_file() -> None:
 @pytest.mark.parametrize(
     ("tables", "is_managed"),
     [
-        ([{"model": "gpt2", "dtype": "float32"}], False),
+        ([{"model": "gpt2", "dtype": "float32", "compile": True}], False),
         ([{"model": "gpt2", "max_trainings": 1, "allow_full_training": True}], False),
         ([{"model": "gpt2", "name": "small"}], True),
         ([{"model": "gpt2", "kv_bytes": 0}], True),
@@ -192,6 +193,7 @@ def test_a_variable_that_names_no_key(name: str) -> None:
         ({"server": {"operators": ["ops"]}}, "operators are known by their tokens or certificates"),
         ({"lifecycle": {"max_restarts": -1}}, "max_restarts must be a number of at least 0; got -1"),
         ({"models": [{"split_points": 3}]}, "split_points must be two whole numbers"),
+        ({"models": [{"compile": 1}]}, "compile must be true or false; got 1"),
         ({"models": [{"model": 3}]}, "model must be text; got 3"),
         ({"models": [{}, {}]}, "two models are builtin version 1"),
         ({"models": [{}, {"name": "b"}], "managed": False}, "a server that is not managed holds one model; got 2"),

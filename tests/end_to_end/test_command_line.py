@@ -1,27 +1,33 @@
 """The `splitlearn` command, as the process that people start."""
 
 import json
+import os
 import re
 import shutil
 import signal
+import subprocess
 import sys
 from pathlib import Path
 from typing import NamedTuple
 
 import pytest
+import torch
+from peft import LoraConfig
 from typer.testing import CliRunner
 
+from splitlearn import SplitModelForCausalLM
 from splitlearn.cli.app import app, main
-from splitlearn_comm import ServiceNotFoundError
+from splitlearn.cli.wording import in_options
+from splitlearn_comm import AdapterNotFoundError, ServiceNotFoundError
 from splitlearn_comm.quickstart import Client
-from splitlearn_core import load_tokenizer
+from splitlearn_core import load_part, load_tokenizer
 from splitlearn_core.builtin import builtin_directory
-from splitlearn_manager import ModelServer, ModelSpec
+from splitlearn_manager import ManagedServer, ModelServer, ModelSpec
 from splitlearn_manager.settings import ServeSettings
 from tests.support.checkpoints import load_whole, save_tiny
 from tests.support.hub import Hub
 from tests.support.models import save_gpt2
-from tests.support.programs import run_program, serving_program
+from tests.support.programs import LISTENING, ROOT, run_program, serving_program
 from tests.support.trunk_process import TrunkProcess
 
 COMMANDS = {"demo", "serve", "status", "load", "unload", "drain", "generate", "support", "train"}
@@ -97,7 +103,33 @@ def test_generate_with_one_of_several_models() -> None:
     local = CliRunner().invoke(app, arguments)
     assert [result.stdout for result in remote] == [local.stdout, local.stdout, ""]
     assert isinstance(remote[2].exception, ServiceNotFoundError)
-    assert "one of narrow, wide" in str(remote[2].exception)
+    assert "expected --trunk-model to be one of narrow, wide" in in_options(str(remote[2].exception))
+
+
+@pytest.mark.slow
+def test_generate_with_a_published_adapter() -> None:
+    arguments = ["generate", "--prompt", "import os\n", "--max-new-tokens", "16"]
+    lora = LoraConfig(r=4, target_modules="all-linear", init_lora_weights=False)  # random, and so another text
+    with ManagedServer(port=0) as server:
+        model = SplitModelForCausalLM.from_pretrained(trunk=server.address)
+        run = model.start_training(train="trunk", lora=lora, lr=1e-3)
+        run.publish_adapter("mine")
+        tokenizer = load_tokenizer("builtin")
+        prompt = tokenizer("import os\n", return_tensors="pt")
+        options = {"max_new_tokens": 16, "do_sample": False, "pad_token_id": tokenizer.eos_token_id}
+        model.train(False)
+        expected = str(tokenizer.decode(model.generate(**prompt, **options)[0]))
+        run.close()
+        model.trunk.close()
+        adapted, plain = (
+            CliRunner().invoke(app, [*arguments, "--trunk", server.address, *named])
+            for named in (["--adapter", "mine"], [])
+        )
+        other = CliRunner().invoke(app, [*arguments, "--trunk", server.address, "--adapter", "others"])
+    assert adapted.exit_code == plain.exit_code == 0
+    assert adapted.stdout.rstrip("\n") == expected.rstrip("\n")
+    assert adapted.stdout != plain.stdout
+    assert isinstance(other.exception, AdapterNotFoundError)
 
 
 def test_sampling_with_a_seed() -> None:
@@ -136,6 +168,17 @@ def test_an_error_is_one_line_and_status_1(tmp_path: Path) -> None:
             "a trunk's address is host:port, such as localhost:50051; got 'localhost'",
         ),
         (["generate", "--trunk-model", "wide"], "--trunk-model wide names a model of a server: say which with --trunk"),
+        (["generate", "--adapter", "mine"], "--adapter mine names one that a server keeps: say which with --trunk"),
+        (["generate", "--trunk", "127.0.0.1:1", "--adapter", ""], "--adapter '' names one that a server keeps"),
+        (
+            ["generate", "--trunk", "127.0.0.1:1", "--trunk-model", "größe"],
+            "--trunk-model takes the name of a model in ASCII",
+        ),
+        (["generate", "--trunk", "127.0.0.1:1", "--tls-ca", "none.pem"], "--tls-ca none.pem cannot be read: No such"),
+        (
+            ["generate", "--trunk", "192.0.2.1:1", "--token", "a-token-of-mine-1234"],
+            "whoever sees it could use it: give --tls, or --tls-ca for a certificate of your own",
+        ),
         (["generate", "--trunk", ""], "a trunk's address is host:port, such as localhost:50051; got ''"),
         (["serve", "--device", "nonsense"], "device 'nonsense' is not there"),
         (["serve", "--split-points", "3"], "--split-points takes two integers"),
@@ -159,14 +202,51 @@ def test_what_a_user_can_mend(
     assert words in fail(monkeypatch, capsys, *arguments)
 
 
-def test_options_about_training(monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.fixture
+def settings_made(monkeypatch: pytest.MonkeyPatch) -> list[ServeSettings]:
+    """What `splitlearn serve` was told, each time; nothing is served."""
     said: list[ServeSettings] = []
     monkeypatch.setattr("splitlearn.cli.serve.made_server", lambda settings, _: said.append(settings))
     monkeypatch.setattr("splitlearn.cli.serve.run", lambda _: None)
+    return said
+
+
+def test_options_about_training(settings_made: list[ServeSettings]) -> None:
     for options in (["--max-trainings", "3", "--allow-full-training"], ["--adapters-only"], []):
         assert CliRunner().invoke(app, ["serve", *options]).exit_code == 0
-    told = [(settings.server.max_trainings, settings.server.allow_full_training) for settings in said]
+    told = [(settings.server.max_trainings, settings.server.allow_full_training) for settings in settings_made]
     assert told == [(3, True), (8, False), (8, False)]
+
+
+def test_the_option_to_compile(settings_made: list[ServeSettings]) -> None:
+    for arguments in (["--compile"], ["small=builtin", "--compile"], []):
+        assert CliRunner().invoke(app, ["serve", *arguments]).exit_code == 0
+    told = [(settings.models[0].name, settings.models[0].compile, settings.managed) for settings in settings_made]
+    assert told == [("builtin", True, False), ("small", True, True), ("builtin", False, False)]
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("where", ["--in-process", "--managed"])
+def test_without_a_compiler_a_trunk_is_served_as_it_is_and_the_log_says_why(where: str, tmp_path: Path) -> None:
+    save_gpt2(tmp_path / "tiny")
+    environment = {**os.environ, "CXX": "no-such-compiler", "TORCHINDUCTOR_CACHE_DIR": str(tmp_path / "cache")}
+    hidden_BTH = torch.linspace(-1, 1, 96).view(1, 3, 32)
+    command = [sys.executable, *SPLITLEARN, "serve", str(tmp_path / "tiny"), "--port", "0", "--compile", where]
+    pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE}
+    with subprocess.Popen(command, cwd=ROOT, env=environment, text=True, **pipes) as process:  # type: ignore[call-overload]
+        try:
+            address = process.stdout.readline().removeprefix(LISTENING).strip()
+            with Client(address) as client, client.session() as session:
+                came = session.step(hidden_BTH)
+            process.send_signal(signal.SIGTERM)
+            errors = process.communicate(timeout=60)[1]
+        finally:
+            process.kill()
+    assert process.returncode == 0, errors
+    assert torch.equal(came, load_part(str(tmp_path / "tiny"), "trunk")(hidden_BTH))
+    (said,) = [line for line in errors.splitlines() if "is not compiled and runs as it is" in line]
+    assert "the Trunk of GPT2LMHeadModel" in said
+    assert "no-such-compiler" in said
 
 
 def test_a_port_in_use(
@@ -244,7 +324,7 @@ def test_a_revision(fake_hub: Hub, tmp_path: Path) -> None:
     error = next(line for line in other.errors.splitlines() if line.startswith("error: "))
     assert error.startswith("error: the trunk was loaded from another checkpoint: ")
     assert f"that of gpt2 at commit {commits[1]} is " in error
-    assert "give both sides the same revision= (splitlearn serve --revision)" in error
+    assert "give both sides the same --revision, one commit by its full name" in error
     assert "identical to the unsplit model: yes" in shown.out, shown.errors
 
 

@@ -7,13 +7,12 @@ import subprocess
 import sys
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
 
 import pytest
 import torch
 
 from splitlearn import SplitModelForCausalLM
-from splitlearn.cli.security import check_door, connection_options, door_tree
+from splitlearn.cli.security import CallerOptions, DoorOptions, check_door
 from splitlearn.errors import OptionError
 from splitlearn_comm import AuthenticationError, GRPCComputeClient, GRPCComputeServer, GRPCServerConfig
 from splitlearn_comm.client import ClientTLS
@@ -84,32 +83,42 @@ def test_a_connection_needs_a_server(model: str) -> None:
 
 
 def test_options_of_a_client(authority: Authority) -> None:
-    empty = connection_options(token=None, tls=False, ca=None, certificate=None, key=None)
-    full = connection_options(token=TOKEN, tls=False, ca=authority.certificate, certificate=None, key=None)
-    assert empty == {}
+    assert CallerOptions().connection("localhost:1") == {}
+    full = CallerOptions(token=TOKEN, tls_ca=authority.certificate).connection("192.0.2.1:1")
     assert full == {"token": TOKEN, "tls": ClientTLS(ca=authority.certificate)}
-    with pytest.raises(OptionError, match="--tls-key go together"):
-        connection_options(token=None, tls=True, ca=None, certificate=Path("c"), key=None)
 
 
-NOTHING: dict[str, Path | None] = dict.fromkeys(("certificate", "key", "client_ca", "token_file"))
+@pytest.mark.parametrize(
+    ("options", "words"),
+    [
+        (CallerOptions(tls=True, tls_certificate=Path("c")), "--tls-certificate and --tls-key go together"),
+        (CallerOptions(tls_ca=Path("none.pem")), "--tls-ca none.pem cannot be read: No such file or directory"),
+        (CallerOptions(token=TOKEN), "--token: the token would go to 192.0.2.1:1 in the clear"),
+        (CallerOptions(token="two words", tls=True), "--token: a token consists of printable ASCII characters"),
+    ],
+)
+def test_options_of_a_client_that_cannot_be(options: CallerOptions, words: str) -> None:
+    with pytest.raises(OptionError, match=re.escape(words)):
+        options.connection("192.0.2.1:1")
 
 
-def server_config(host: str, **options: Any) -> ServerConfig:
+def server_config(host: str, options: DoorOptions) -> ServerConfig:
     """Do with these options of `splitlearn serve` what it does."""
-    config = settings_from(("the command line", {"server": door_tree(**options)})).server
+    config = settings_from(("the command line", {"server": options.tree()})).server
     check_door(host, config)
     return config
 
 
 def test_serve_says_in_its_own_words_what_is_missing(tokens: Path, tmp_path: Path) -> None:
     with pytest.raises(OptionError, match=r"--host 0\.0\.0\.0 can be reached .* or say --allow-insecure"):
-        server_config("0.0.0.0", **NOTHING, allow_insecure=False)
+        server_config("0.0.0.0", DoorOptions())
     with pytest.raises(OptionError, match="--tls-certificate and --tls-key go together"):
-        server_config("127.0.0.1", **{**NOTHING, "key": tokens}, allow_insecure=False)
+        server_config("127.0.0.1", DoorOptions(tls_key=tokens))
+    with pytest.raises(OptionError, match="--tls-client-ca goes with --tls-certificate"):
+        server_config("127.0.0.1", DoorOptions(tls_client_ca=tokens))
     with pytest.raises(OptionError, match=r"--token-file: .*No such file"):
-        server_config("127.0.0.1", **{**NOTHING, "token_file": tmp_path / "none"}, allow_insecure=False)
-    assert server_config("0.0.0.0", **NOTHING, allow_insecure=True).allow_insecure
+        server_config("127.0.0.1", DoorOptions(token_file=tmp_path / "none"))
+    assert server_config("0.0.0.0", DoorOptions(allow_insecure=True)).allow_insecure
 
 
 @pytest.mark.parametrize(

@@ -17,6 +17,7 @@ if TYPE_CHECKING:
 
 ADDRESS = re.compile(r".+:\d+|unix:.+")
 """Host and port, or a Unix socket; whether there is such a host is found out by connecting."""
+NEEDS_COMM = "a trunk on a server needs SplitLearnComm: pip install splitlearn-core[client] splitlearn-comm[client]"
 
 
 class SplitModelForCausalLM:
@@ -128,8 +129,6 @@ def connect(address: object, options: Mapping[str, Any] | None = None, adapter: 
         if not ADDRESS.fullmatch(one):
             # gRPC would take port 443, and say that nothing listens there.
             raise AddressError(f"a trunk's address is host:port, such as localhost:50051; got {one!r}")
-    with needing(
-        "a trunk on a server needs SplitLearnComm: pip install splitlearn-core[client] splitlearn-comm[client]"
-    ):
+    with needing(NEEDS_COMM):
         from splitlearn.remote import RemoteTrunk
     return RemoteTrunk.connect(address, adapter, **(options or {}))

@@ -18,7 +18,8 @@ import torch
 from torch import nn
 
 from splitlearn import SplitModelForCausalLM
-from splitlearn_core import LocalTrunk, SplitResult, compile_part
+from splitlearn_core import LocalTrunk, SplitResult, Trunk, compile_part
+from splitlearn_core.engine import RunTokens, StepResult, TrunkEngine
 from splitlearn_core.parts import compiling
 from splitlearn_core.parts.part import CutModel
 from splitlearn_core.split.cut_copy import cut_apart
@@ -223,23 +224,65 @@ def test_one_kind_of_inputs_too_many_is_said_once_and_runs_as_it_is(
     assert "limit" in said
 
 
-@torch.no_grad()
-def test_a_warm_part_makes_no_graph_for_another_length() -> None:
-    num_graphs = 0
+class Counting:
+    """A backend that counts its graphs, and runs them as they are."""
 
-    def counting(graph: torch.fx.GraphModule, example_inputs: Any) -> Callable[..., Any]:
-        nonlocal num_graphs
-        num_graphs += 1
+    def __init__(self) -> None:
+        self.num_graphs = 0
+
+    def __call__(self, graph: torch.fx.GraphModule, example_inputs: Any) -> Callable[..., Any]:
+        self.num_graphs += 1
         return graph.forward
 
-    trunk = parts_of("gpt2").trunk
+
+@pytest.mark.parametrize("family", ["gpt2", pytest.param("llama", marks=pytest.mark.slow)])
+@torch.no_grad()
+def test_a_warm_part_makes_no_graph_for_another_length(family: str) -> None:
+    trunk, counting = parts_of(family).trunk, Counting()
     assert compile_part(trunk, backend=counting)
-    made = num_graphs
+    made = counting.num_graphs
     assert made
     cache = trunk.new_cache()
     for num_tokens in (20, 1, 1, 1):
         trunk(torch.randn(1, num_tokens, trunk.hidden_size), past_key_values=cache)
-    assert num_graphs == made
+    assert counting.num_graphs == made
+
+
+def steps_of_sessions(trunk: Trunk, names: str) -> list[torch.Tensor]:
+    """A prompt and three tokens of each session, in one engine; those of all sessions are submitted together."""
+    engine, came = TrunkEngine(trunk), []
+    for name in names:
+        engine.open(name)
+    for step in range(4):
+        for place, name in enumerate(names):
+            generator = torch.Generator().manual_seed(10 * place + step)
+            num_tokens = 1 if step else 5 + 18 * place
+            hidden_1TH = torch.randn(1, num_tokens, trunk.hidden_size, generator=generator)
+            engine.submit(name, RunTokens(hidden_BTH=hidden_1TH))
+        results: dict[str, StepResult] = {}
+        while len(results) < len(names):
+            results |= {result.session_id: result for result in engine.turn().results}
+        for name in names:
+            output = results[name].output_BTH
+            assert output is not None, results[name].error
+            came.append(output)
+    return came
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("family", ["gpt2", "llama"])
+def test_an_engine_finds_its_trunk_warm_and_its_sessions_share_forwards(
+    family: str, caplog: pytest.LogCaptureFixture
+) -> None:
+    trunk, counting = parts_of(family).trunk, Counting()
+    expected = {names: steps_of_sessions(trunk, names) for names in ("a", "abc")}
+    assert compile_part(trunk, backend=counting, inference=True)
+    made = counting.num_graphs
+    assert made
+    for names, outputs in expected.items():
+        assert_close(steps_of_sessions(trunk, names), outputs, 1e-5)
+    assert counting.num_graphs == made
+    assert not log_of(caplog)
 
 
 def a_little_wrong(graph: torch.fx.GraphModule, example_inputs: Any) -> Callable[..., Any]:

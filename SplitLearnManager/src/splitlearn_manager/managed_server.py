@@ -8,7 +8,7 @@ from pathlib import Path
 import torch
 
 from splitlearn_comm import Observer
-from splitlearn_core import Trunk, load_part
+from splitlearn_core import Trunk, compile_part, load_part
 from splitlearn_core.checkpoint.source import locate
 from splitlearn_core.engine import EngineLimits
 from splitlearn_manager.config import ServerConfig
@@ -35,6 +35,8 @@ class ManagedServer(ListeningServer):
         device: where the trunk runs; None for the first GPU, else the CPU.
         dtype: dtype of weights and hidden states; None for float32 on the CPU, the checkpoint's own on a GPU.
         attn_implementation: as in transformers; None for what the model prefers.
+        compile: run the trunk's layers through `torch.compile`, which takes seconds to minutes here; where that cannot
+            be had they run as they are, and a warning says why.
         revision: branch, tag or commit on the hub; None for its default branch.
         config: all other settings.
         observer: is told of calls, steps and sessions, beside the metrics that the configuration may ask for.
@@ -59,6 +61,7 @@ class ManagedServer(ListeningServer):
         device: torch.device | str | None = None,
         dtype: torch.dtype | None = None,
         attn_implementation: str | None = None,
+        compile: bool = False,
         revision: str | None = None,
         config: ServerConfig = ServerConfig(),  # noqa: B008 - frozen
         observer: Observer | None = None,
@@ -79,6 +82,8 @@ class ManagedServer(ListeningServer):
         )
         assert isinstance(trunk, Trunk)
         log_choices(self.model_id if commit is None else f"{self.model_id} at commit {commit}", trunk)
+        if compile:
+            compile_part(trunk, inference=True)
         hosted = HostedTrunk(
             trunk,
             name=public_name(self.model_id),

@@ -38,6 +38,7 @@ def make_server(settings: ServeSettings, observer: Observer | None = None) -> Li
         device=spec.device,
         dtype=spec.dtype,
         attn_implementation=spec.attn_implementation,
+        compile=spec.compile,
         revision=spec.revision,
         config=replace(settings.server, **spec.said_of_training),
         observer=observer,

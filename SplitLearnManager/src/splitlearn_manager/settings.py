@@ -35,7 +35,7 @@ from splitlearn_manager.spec_reading import read_spec
 
 PREFIX = "SPLITLEARN_"
 IN_PROCESS_KEYS = frozenset(
-    {"model", "revision", "split_points", "device", "dtype", "attn_implementation", *TRAINING_KEYS}
+    {"model", "revision", "split_points", "device", "dtype", "attn_implementation", "compile", *TRAINING_KEYS}
 )
 """What can be said of a model that runs in the server's own process."""
 LOG_LEVELS = ("debug", "info", "warning", "error")

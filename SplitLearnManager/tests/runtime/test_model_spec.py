@@ -14,7 +14,7 @@ from splitlearn_manager.runtime.model_spec import ModelSpec
         ModelSpec(name="a"),
         ModelSpec(name="a.b-C_9", model="/some/where", version=3, revision="main", split_points=(2, 10)),
         ModelSpec(name="a", device="cuda:1", dtype=torch.bfloat16, attn_implementation="sdpa", num_threads=4),
-        ModelSpec(name="a", kv_bytes=0, activation_bytes=1),
+        ModelSpec(name="a", kv_bytes=0, activation_bytes=1, compile=True),
         ModelSpec(name="a", max_trainings=1, allow_full_training=False, training_bytes=1, pass_timeout_s=0.5),
     ],
 )
@@ -37,6 +37,7 @@ def test_it_is_the_same_after_it_travelled(spec: ModelSpec) -> None:
         ({"name": "a", "pass_timeout_s": 0}, "pass_timeout_s must be a number greater than zero; got 0"),
         ({"name": "a", "max_trainings": 0}, "max_trainings must be a whole number of at least 1; got 0"),
         ({"name": "a", "allow_full_training": 1}, "allow_full_training must be true, false or None; got 1"),
+        ({"name": "a", "compile": "yes"}, "compile must be true or false; got 'yes'"),
         ({"name": "a", "dtype": "float32"}, "dtype must be a torch.dtype"),
     ],
 )

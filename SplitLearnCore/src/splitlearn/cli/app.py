@@ -12,6 +12,7 @@ from splitlearn.cli.generate import generate
 from splitlearn.cli.serve import serve
 from splitlearn.cli.support import support
 from splitlearn.cli.train import train
+from splitlearn.cli.wording import in_options
 
 app = typer.Typer(
     help="Split inference and fine-tuning of language models: text stays here, the middle layers run on a server.",
@@ -39,7 +40,7 @@ def main() -> None:
         sys.exit(130)
     except user_errors() as error:
         # Escaped: square brackets, as in shapes and in the extras of pip, are no markup here.
-        message = escape(" ".join(str(error).split()))
+        message = escape(in_options(" ".join(str(error).split())))
         Console(stderr=True, soft_wrap=True).print(f"[bold red]error:[/] {message}", highlight=False)
         sys.exit(1)
 

@@ -2,8 +2,8 @@
 
 from collections.abc import Iterator
 from contextlib import contextmanager
+from dataclasses import asdict
 from datetime import UTC, datetime
-from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
@@ -11,9 +11,10 @@ from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
 
-from splitlearn.cli.options import Device, DtypeName, Revision, SplitAt, parse_dtype, parse_split_points
-from splitlearn.cli.security import Certificate, Key, Token, TrustedCA, UseTLS, connection_options
-from splitlearn.errors import AddressError, OptionError, needing
+from splitlearn.cli.groups import with_groups
+from splitlearn.cli.options import CutOptions, Device
+from splitlearn.cli.security import CallerOptions
+from splitlearn.errors import AddressError, needing
 from splitlearn.model import ADDRESS
 
 if TYPE_CHECKING:
@@ -23,16 +24,10 @@ Address = Annotated[str, typer.Argument(help="host:port or unix:/path of the ser
 Name = Annotated[str, typer.Argument(help="What clients ask for.", show_default=False)]
 
 
-def status(
-    address: Address,
-    token: Token = None,
-    tls: UseTLS = False,
-    tls_ca: TrustedCA = None,
-    tls_certificate: Certificate = None,
-    tls_key: Key = None,
-) -> None:
+@with_groups
+def status(address: Address, *, caller: CallerOptions) -> None:
     """Show the models of a server: versions, states and why, sessions."""
-    with operating(address, token=token, tls=tls, ca=tls_ca, certificate=tls_certificate, key=tls_key) as server:
+    with operating(address, caller) as server:
         state = server.describe()
     out = Console(highlight=False)
     out.print(table_of(state.models))
@@ -40,6 +35,7 @@ def status(
     out.print(f"{'draining' if state.is_draining else 'serving'}, {ready} of {len(state.models)} ready")
 
 
+@with_groups
 def load(
     address: Address,
     model: Annotated[
@@ -50,41 +46,31 @@ def load(
             show_default=False,
         ),
     ],
+    *,
     reload: Annotated[
         bool, typer.Option("--reload", help="Take the place of the version that serves. Default: refuse, if one does.")
     ] = False,
     version: Annotated[int | None, typer.Option(min=1, help="Number of the version. Default: 1, or as it was.")] = None,
-    split_points: SplitAt = None,
     device: Device = None,
-    dtype: DtypeName = None,
-    revision: Revision = None,
-    token: Token = None,
-    tls: UseTLS = False,
-    tls_ca: TrustedCA = None,
-    tls_certificate: Certificate = None,
-    tls_key: Key = None,
+    cut: CutOptions,
+    caller: CallerOptions,
 ) -> None:
     """Load a model into a server and wait until it is ready; Ctrl-C cancels the load."""
-    parse_split_points(split_points), parse_dtype(dtype)
-    options = {
-        "version": version,
-        "split_points": split_points,
-        "device": device,
-        "dtype": dtype,
-        "revision": revision,
-        "reload": reload or None,
-    }
+    cut.check()
+    options = {"version": version, "device": device, "reload": reload or None, **asdict(cut)}
     parameters = {key: value for key, value in options.items() if value is not None}
-    with operating(address, token=token, tls=tls, ca=tls_ca, certificate=tls_certificate, key=tls_key) as server:
+    with operating(address, caller) as server:
         name, model_id = named(model, server.describe())
         server.load_model(name, parameters | ({"model": model_id} if model_id else {}))
         newest = max(int(known.version) for known in server.describe().models if known.name == name)
     typer.echo(f"{name} version {version or newest} is ready")
 
 
+@with_groups
 def unload(
     address: Address,
     name: Name,
+    *,
     version: Annotated[
         int | None, typer.Option(min=1, help="Number of the version. Default: all that are loaded.")
     ] = None,
@@ -92,37 +78,31 @@ def unload(
         float | None,
         typer.Option(min=0, help="Seconds that its sessions may go on. Default: as the server is configured."),
     ] = None,
-    token: Token = None,
-    tls: UseTLS = False,
-    tls_ca: TrustedCA = None,
-    tls_certificate: Certificate = None,
-    tls_key: Key = None,
+    caller: CallerOptions,
 ) -> None:
     """Take no new sessions for a model, wait for those there are, and unload it."""
     parameters: dict[str, Any] = {} if version is None else {"version": version}
     if drain_timeout is not None:
         parameters["drain_timeout_s"] = str(drain_timeout)
-    with operating(address, token=token, tls=tls, ca=tls_ca, certificate=tls_certificate, key=tls_key) as server:
+    with operating(address, caller) as server:
         server.unload_model(name, parameters)
     typer.echo(f"{name} is unloaded")
 
 
+@with_groups
 def drain(
     address: Address,
+    *,
     grace: Annotated[
         float | None,
         typer.Option(
             min=0, help="Seconds that sessions may take to finish or move. Default: as the server is configured."
         ),
     ] = None,
-    token: Token = None,
-    tls: UseTLS = False,
-    tls_ca: TrustedCA = None,
-    tls_certificate: Certificate = None,
-    tls_key: Key = None,
+    caller: CallerOptions,
 ) -> None:
     """End a server in order: it is ready no more, its sessions move or finish, and it exits; waits for that."""
-    with operating(address, token=token, tls=tls, ca=tls_ca, certificate=tls_certificate, key=tls_key) as server:
+    with operating(address, caller) as server:
         num_sessions = server.drain(grace)
         typer.echo(f"{address} is draining, with {num_sessions} sessions")
         server.wait_gone()
@@ -130,9 +110,7 @@ def drain(
 
 
 @contextmanager
-def operating(
-    address: str, *, token: str | None, tls: bool, ca: Path | None, certificate: Path | None, key: Path | None
-) -> "Iterator[ControlClient]":
+def operating(address: str, caller: CallerOptions) -> "Iterator[ControlClient]":
     """Connect to a server as its operator.
 
     Raises:
@@ -140,14 +118,9 @@ def operating(
     """
     if not ADDRESS.fullmatch(address):
         raise AddressError(f"a server's address is host:port, such as localhost:50051; got {address!r}")
-    connection = connection_options(token=token, tls=tls, ca=ca, certificate=certificate, key=key)
     with needing("operating a server needs SplitLearnManager: pip install splitlearn-manager"):
         from splitlearn_manager.control import ControlClient
-    try:
-        client = ControlClient(address, **connection)
-    except (ValueError, OSError) as error:
-        raise OptionError(f"--token or a file of --tls-…: {error}") from error
-    with client:
+    with ControlClient(address, **caller.connection(address)) as client:
         yield client
 
 

@@ -1,11 +1,14 @@
 """Options that say who may call a server, and how a client proves who it is."""
 
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from splitlearn.errors import OptionError
+from splitlearn.cli.options import check_readable
+from splitlearn.errors import OptionError, needing
+from splitlearn.model import NEEDS_COMM
 
 if TYPE_CHECKING:
     from splitlearn_manager.config import ServerConfig
@@ -55,20 +58,75 @@ TrustedCA = Annotated[
 ]
 
 
-def door_tree(
-    *, certificate: Path | None, key: Path | None, client_ca: Path | None, token_file: Path | None, allow_insecure: bool
-) -> dict[str, Any]:
-    """Put these options of `splitlearn serve` together, as the table `server` of a configuration.
+@dataclass(frozen=True, kw_only=True)
+class DoorOptions:
+    """A group: who may call a server."""
 
-    Raises:
-        OptionError: they do not go together.
-    """
-    if (certificate is None) != (key is None) or (client_ca and not certificate):
-        raise OptionError("--tls-certificate and --tls-key go together, and --tls-client-ca only with them")
-    files = {"certificate": certificate, "key": key, "client_ca": client_ca}
-    tree: dict[str, Any] = {"tls": {name: str(path) for name, path in files.items() if path}} if certificate else {}
-    tree |= {"tokens": str(token_file)} if token_file else {}
-    return tree | ({"allow_insecure": True} if allow_insecure else {})
+    tls_certificate: Certificate = None
+    tls_key: Key = None
+    tls_client_ca: ClientCA = None
+    token_file: TokenPath = None
+    allow_insecure: AllowInsecure = False
+
+    def tree(self) -> dict[str, Any]:
+        """Put them together, as the table `server` of a configuration.
+
+        Raises:
+            OptionError: they do not go together.
+        """
+        check_pair(self.tls_certificate, self.tls_key)
+        if self.tls_client_ca and not self.tls_certificate:
+            raise OptionError("--tls-client-ca goes with --tls-certificate and --tls-key")
+        files = {"certificate": self.tls_certificate, "key": self.tls_key, "client_ca": self.tls_client_ca}
+        tls = {name: str(path) for name, path in files.items() if path}
+        tree: dict[str, Any] = {"tls": tls} if tls else {}
+        tree |= {"tokens": str(self.token_file)} if self.token_file else {}
+        return tree | ({"allow_insecure": True} if self.allow_insecure else {})
+
+
+@dataclass(frozen=True, kw_only=True)
+class CallerOptions:
+    """A group: how a client reaches a server, and proves who it is."""
+
+    token: Token = None
+    tls: UseTLS = False
+    tls_ca: TrustedCA = None
+    tls_certificate: Certificate = None
+    tls_key: Key = None
+
+    def connection(self, address: str) -> dict[str, Any]:
+        """Put them together, as `GRPCComputeClient` and `ControlClient` take them; empty without any.
+
+        Args:
+            address: of the server.
+
+        Raises:
+            OptionError: certificate and key do not come together, a file cannot be read, or the token cannot be sent
+                there.
+            MissingPackageError: they need SplitLearnComm, and it is not installed.
+        """
+        check_pair(self.tls_certificate, self.tls_key)
+        if not (self.token or self.tls or self.tls_ca or self.tls_certificate):
+            return {}
+        with needing(NEEDS_COMM):
+            from splitlearn_comm.client import ClientTLS
+            from splitlearn_comm.client.credentials import Credentials
+        files = {"--tls-ca": self.tls_ca, "--tls-certificate": self.tls_certificate, "--tls-key": self.tls_key}
+        for option, path in files.items():
+            check_readable(option, path)
+        tls = ClientTLS(ca=self.tls_ca, certificate=self.tls_certificate, key=self.tls_key)
+        has_tls = self.tls or any(files.values())
+        try:
+            Credentials(tls=tls if has_tls else False, token=self.token).check(address)
+        except ValueError as error:
+            raise OptionError(f"--token: {error}") from error
+        return ({"token": self.token} if self.token else {}) | ({"tls": tls} if has_tls else {})
+
+
+def check_pair(certificate: Path | None, key: Path | None) -> None:
+    """Raise `OptionError` where one of certificate and key comes without the other."""
+    if (certificate is None) != (key is None):
+        raise OptionError("--tls-certificate and --tls-key go together")
 
 
 def check_door(host: str, config: "ServerConfig") -> None:
@@ -94,21 +152,3 @@ def check_door(host: str, config: "ServerConfig") -> None:
             f"--host {host} can be reached from other machines: give --tls-certificate and --tls-key, and --token-file "
             f"or --tls-client-ca; or say --allow-insecure if everybody who can connect may use the model"
         ) from error
-
-
-def connection_options(
-    *, token: str | None, tls: bool, ca: Path | None, certificate: Path | None, key: Path | None
-) -> dict[str, Any]:
-    """Put the options of a client's connection together, as `GRPCComputeClient` takes them; empty without any.
-
-    Raises:
-        OptionError: certificate and key do not come together.
-    """
-    options: dict[str, Any] = {"token": token} if token else {}
-    if (certificate is None) != (key is None):
-        raise OptionError("--tls-certificate and --tls-key go together")
-    if tls or ca or certificate:
-        from splitlearn_comm.client import ClientTLS
-
-        options["tls"] = ClientTLS(ca=ca, certificate=certificate, key=key)
-    return options

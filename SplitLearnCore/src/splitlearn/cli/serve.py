@@ -1,14 +1,16 @@
 """`splitlearn serve`: host trunks."""
 
 import os
+from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from splitlearn.cli.options import Device, DtypeName, Revision, SplitAt, blamed_on, parse_dtype, parse_split_points
+from splitlearn.cli.groups import with_groups
+from splitlearn.cli.options import CutOptions, Device, blamed_on
 from splitlearn.cli.quiet import set_up_logging
-from splitlearn.cli.security import AllowInsecure, Certificate, ClientCA, Key, TokenPath, check_door, door_tree
+from splitlearn.cli.security import DoorOptions, check_door
 from splitlearn.errors import OptionError, needing
 
 if TYPE_CHECKING:
@@ -16,6 +18,7 @@ if TYPE_CHECKING:
     from splitlearn_manager.settings import ServeSettings
 
 
+@with_groups
 def serve(
     models: Annotated[
         list[str] | None,
@@ -25,6 +28,7 @@ def serve(
             show_default=False,
         ),
     ] = None,
+    *,
     config: Annotated[
         Path | None,
         typer.Option(
@@ -44,17 +48,19 @@ def serve(
         int | None, typer.Option(min=0, max=65535, help="TCP port; 0 picks a free one. Default: 50051.")
     ] = None,
     host: Annotated[str | None, typer.Option(help="Address to listen at, or unix:/path. Default: 127.0.0.1.")] = None,
-    split_points: SplitAt = None,
+    cut: CutOptions,
     device: Device = None,
-    dtype: DtypeName = None,
     attn_implementation: Annotated[
         str | None, typer.Option(help="sdpa, eager, flash_attention_2, … Default: what the model prefers.")
     ] = None,
-    revision: Revision = None,
-    tls_certificate: Certificate = None,
-    tls_key: Key = None,
-    tls_client_ca: ClientCA = None,
-    token_file: TokenPath = None,
+    compile: Annotated[
+        bool,
+        typer.Option(
+            "--compile",
+            help="Run its layers through torch.compile, made in seconds to minutes, where it can be had. Default: no.",
+        ),
+    ] = False,
+    door: DoorOptions,
     operator: Annotated[
         list[str] | None,
         typer.Option(
@@ -63,7 +69,6 @@ def serve(
             show_default=False,
         ),
     ] = None,
-    allow_insecure: AllowInsecure = False,
     metrics_port: Annotated[
         int | None,
         typer.Option(
@@ -92,22 +97,9 @@ def serve(
     """Host the Trunks of models until SIGINT or SIGTERM, or until an operator drains the server."""
     if log_level is not None:
         set_up_logging(log_level)
-    parse_split_points(split_points), parse_dtype(dtype)
-    of_one = given(
-        split_points=split_points,
-        device=device,
-        dtype=dtype,
-        attn_implementation=attn_implementation,
-        revision=revision,
-    )
-    door = door_tree(
-        certificate=tls_certificate,
-        key=tls_key,
-        client_ca=tls_client_ca,
-        token_file=token_file,
-        allow_insecure=allow_insecure,
-    )
-    server_table = door | given(operators=operator or None, metrics_port=metrics_port)
+    cut.check()
+    of_one = given(**asdict(cut), device=device, attn_implementation=attn_implementation, compile=compile or None)
+    server_table = door.tree() | given(operators=operator or None, metrics_port=metrics_port)
     server_table |= given(max_trainings=max_trainings, allow_full_training=allow_full_training)
     flags = given(port=port, host=host, managed=managed, log_level=log_level, log_format=log_format)
     flags |= given(server=server_table or None)

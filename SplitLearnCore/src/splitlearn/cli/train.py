@@ -1,176 +1,114 @@
 """`splitlearn train`: an adapter, or all weights, from a file of text."""
 
 import warnings
+from collections.abc import Iterator
+from contextlib import contextmanager
+from importlib import import_module
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Any
 
 import torch
-import typer
 from rich.console import Console
-from transformers import PreTrainedTokenizerBase
 
-from splitlearn.cli.options import DtypeName, Model, Revision, SplitAt, blamed_on, parse_dtype, parse_split_points
+from splitlearn.cli.groups import with_groups
+from splitlearn.cli.loading import load_split
+from splitlearn.cli.options import CutOptions, Model, TrunkOptions, blamed_on
 from splitlearn.cli.progress import Bar, Lines, has_terminal
 from splitlearn.cli.quiet import set_up_logging
-from splitlearn.cli.security import Certificate, Key, Token, TrustedCA, UseTLS, connection_options
-from splitlearn.errors import OptionError, needing
-from splitlearn.model import SplitModelForCausalLM
+from splitlearn.cli.security import CallerOptions
+from splitlearn.cli.texts import read_texts
+from splitlearn.cli.train_options import AdapterOptions, KeepingOptions, TextOptions, UpdateOptions
+from splitlearn.errors import needing
 from splitlearn_core import SplitModel, load_tokenizer
 from splitlearn_core.checkpoint.source import locate
+from splitlearn_core.parts.load_piece import read_config
+from splitlearn_core.split.layers import max_positions
 
 if TYPE_CHECKING:
-    from splitlearn_core.training.data import TextExamples
     from splitlearn_core.training.trainer import SplitTrainer
 
-LONGEST_BLOCK = 1024
-"""Tokens of an example, where the model could take more."""
 ADAPTER = "adapter"
+WEIGHTS = "weights"
 
 
+@with_groups
 def train(
     model: Model = "builtin",
-    data: Annotated[
-        Path | None,
-        typer.Option(
-            help="Text to learn from: a .txt, cut into blocks; or a .jsonl with "
-            '{"text": …} or {"prompt": …, "completion": …} a line. No default: it has to be given.',
-        ),
-    ] = None,
-    eval_data: Annotated[
-        Path | None, typer.Option(help="Text of the same form, only to evaluate on. Default: the last tenth of --data.")
-    ] = None,
-    trunk: Annotated[
-        str | None,
-        typer.Option(help="host:port or unix:/path of a trunk server. Default: load the trunk into this process."),
-    ] = None,
-    trunk_model: Annotated[
-        str | None, typer.Option(help="With --trunk: name of the model there. Default: the only one.")
-    ] = None,
-    output: Annotated[Path, typer.Option(help="Directory for checkpoints, the adapter and curves.png.")] = Path(
-        "trained"
-    ),
-    parts: Annotated[str, typer.Option(help="Which parts train, with commas between.")] = "bottom,trunk,top",
-    lora_rank: Annotated[
-        int, typer.Option(min=0, help="Rank of the adapter of all linear layers; 0: train all weights.")
-    ] = 8,
-    lora_alpha: Annotated[int, typer.Option(min=1, help="Scale of the adapter, over its rank.")] = 16,
-    lora_dropout: Annotated[float, typer.Option(min=0, max=1, help="Dropout before the adapter.")] = 0.0,
-    epochs: Annotated[float, typer.Option(min=0, help="Times through the data.")] = 1.0,
-    steps: Annotated[int | None, typer.Option(min=1, help="Updates. Default: as many as --epochs takes.")] = None,
-    batch_size: Annotated[int, typer.Option(min=1, help="Examples in a forward.")] = 4,
-    accumulate: Annotated[int, typer.Option(min=1, help="Forwards in an update.")] = 1,
-    block_size: Annotated[
-        int | None, typer.Option(min=2, help=f"Tokens of an example. Default: the model's, at most {LONGEST_BLOCK}.")
-    ] = None,
-    learning_rate: Annotated[
-        float, typer.Option(min=0, help="Of AdamW, at its highest; it falls to 0 in a line.")
-    ] = 2e-4,
-    warmup_steps: Annotated[int, typer.Option(min=0, help="Updates until it is that high.")] = 0,
-    precision: Annotated[
-        str, typer.Option(help="float32; or bf16 or fp16: mixed precision, where the hardware has it.")
-    ] = "float32",
-    eval_steps: Annotated[
-        int | None, typer.Option(min=1, help="Evaluate every so many updates. Default: at the end.")
-    ] = None,
-    save_steps: Annotated[int, typer.Option(min=1, help="Write a checkpoint every so many updates.")] = 100,
-    resume: Annotated[
-        bool, typer.Option("--resume", help="Go on from the last checkpoint in --output. Default: begin.")
-    ] = False,
-    seed: Annotated[int, typer.Option(help="Of the order of the data, dropout, and the adapter's first values.")] = 0,
-    report_to: Annotated[
-        str, typer.Option(help="tensorboard, trackio or another of transformers' reports, where it is installed.")
-    ] = "none",
-    reconnect_timeout: Annotated[float, typer.Option(min=0, help="Seconds to wait for a trunk that was lost.")] = 600.0,
-    split_points: SplitAt = None,
-    dtype: DtypeName = None,
-    revision: Revision = None,
-    token: Token = None,
-    tls: UseTLS = False,
-    tls_ca: TrustedCA = None,
-    tls_certificate: Certificate = None,
-    tls_key: Key = None,
+    *,
+    texts: TextOptions,
+    trunk: TrunkOptions,
+    adapter: AdapterOptions,
+    updates: UpdateOptions,
+    keeping: KeepingOptions,
+    cut: CutOptions,
+    caller: CallerOptions,
 ) -> None:
     """Fine-tune a split model; text, token ids and labels stay in this process."""
     set_up_logging("warning")
-    if data is None:
-        raise OptionError("--data names the text to learn from: a .txt or a .jsonl")
-    if precision not in ("float32", "bf16", "fp16"):
-        raise OptionError(f"--precision takes float32, bf16 or fp16; got {precision!r}")
-    with needing("`splitlearn train` needs peft: pip install 'splitlearn-core[train]'"):
-        import peft  # noqa: F401  # looked for before a model is loaded
+    look_for_packages()
+    for check in (texts.check, trunk.check, adapter.check, updates.check, keeping.check, cut.check):
+        check()
+    checkpoint = keeping.checkpoint(updates.steps)
+    out = Console(highlight=False, soft_wrap=True)
+    torch.manual_seed(updates.seed)
+    source = locate(model, cut.revision)
+    tokenizer = load_tokenizer(model, source.commit)
+    examples, held_out = read_texts(texts, tokenizer, max_positions(read_config(source)))
+    keeping.make_directory()
+    split = load_split(model, source, trunk=trunk, cut=cut, caller=caller, timings=True)
+    out.print(f"learning from {len(examples)} examples of {examples.num_tokens} tokens, {len(held_out)} held out")
+    try:
+        trainer = make_trainer(
+            split, adapter, updates, keeping, train_dataset=examples, eval_dataset=held_out, processing_class=tokenizer
+        )
+        try:
+            if trainer.run.adapter is not None:
+                adapter.check_targets(trainer.run.adapter.modules)
+            speak(out, trainer)
+            run(out, trainer, keeping.output, checkpoint)
+        finally:
+            trainer.run.close()
+    finally:
+        split.trunk.close()
+
+
+def look_for_packages() -> None:
+    """See that what training needs is installed, before a model is loaded.
+
+    Raises:
+        MissingPackageError: no.
+    """
+    with needing("`splitlearn train` needs peft and accelerate: pip install 'splitlearn-core[train]'"):
+        for package in ("accelerate", "peft"):
+            import_module(package)
     # Of two layouts of weights peft chooses the right one and says so, and transformers calls its own old names.
     warnings.filterwarnings("ignore", module=r"peft\.|transformers\.")
-    out = Console(highlight=False, soft_wrap=True)
-    torch.manual_seed(seed)
-    connection = connection_options(token=token, tls=tls, ca=tls_ca, certificate=tls_certificate, key=tls_key)
-    connection |= {"model": trunk_model} if trunk_model else {}
-    points, chosen_dtype = parse_split_points(split_points), parse_dtype(dtype)
-    commit = locate(model, revision).commit
-    tokenizer = load_tokenizer(model, commit)
-    split = SplitModelForCausalLM.from_pretrained(
-        model,
-        trunk=trunk,
-        split_points=points,
-        dtype=chosen_dtype,
-        revision=commit,
-        connection={**connection, "timings": True} if trunk else None,
-    )
-    if not resume and any(output.glob("checkpoint-*")):
-        raise OptionError(f"--output {output} has checkpoints already: --resume goes on from them; or name another one")
-    examples, held_out = read_both(data, eval_data, tokenizer, block_of(split, block_size))
-    out.print(f"learning from {len(examples)} examples of {examples.num_tokens} tokens, {len(held_out)} held out")
-    with blamed_on("--report-to", report_to):
-        trainer = make_trainer(
-            split,
-            examples,
-            held_out,
-            tokenizer,
-            parts=parts,
-            lora={"r": lora_rank, "lora_alpha": lora_alpha, "lora_dropout": lora_dropout},
-            output_dir=str(output),
-            num_train_epochs=epochs,
-            max_steps=steps or -1,
-            per_device_train_batch_size=batch_size,
-            per_device_eval_batch_size=batch_size,
-            gradient_accumulation_steps=accumulate,
-            learning_rate=learning_rate,
-            warmup_steps=warmup_steps,
-            bf16=precision == "bf16",
-            fp16=precision == "fp16",
-            eval_strategy="steps" if eval_steps else "no",
-            eval_steps=eval_steps,
-            save_steps=save_steps,
-            save_total_limit=2,
-            logging_steps=1,
-            seed=seed,
-            report_to=report_to,
-            reconnect_timeout_s=reconnect_timeout,
+
+
+def make_trainer(
+    split: SplitModel, adapter: AdapterOptions, updates: UpdateOptions, keeping: KeepingOptions, **others: Any
+) -> "SplitTrainer":
+    """Make the trainer.
+
+    Raises:
+        OptionError: the hardware has no such precision.
+        TrainingError: what trains cannot be trained so, or its server does not do it.
+    """
+    from splitlearn_core.training.arguments import SplitTrainingArguments
+    from splitlearn_core.training.data import collate
+    from splitlearn_core.training.trainer import SplitTrainer
+
+    with blamed_on("--precision", updates.precision, "cannot be had here"):
+        arguments = SplitTrainingArguments(
+            train_parts=adapter.part_names(),
             use_cpu=split.device.type == "cpu",
             dataloader_pin_memory=False,
             logging_nan_inf_filter=False,
             disable_tqdm=not has_terminal(),
+            **updates.arguments(),
+            **keeping.arguments(),
         )
-    speak(out, trainer)
-    try:
-        run(out, trainer, output, resume=resume)
-    finally:
-        trainer.run.close()
-        trainer.run.model.trunk.close()
-
-
-def run(out: Console, trainer: "SplitTrainer", output: Path, *, resume: bool) -> None:
-    """Train, say where everything is, and evaluate."""
-    before = trainer.evaluate()["eval_loss"] if not resume else None
-    trainer.train(resume_from_checkpoint=resume or None)
-    if trainer.run.adapter is not None:
-        trainer.save_model(str(output / ADAPTER))
-        out.print(f"adapter of the whole model, for PeftModel.from_pretrained: {output / ADAPTER}")
-    else:
-        trainer.run.save_checkpoint("weights", output)
-        out.print(f"what was trained, both sides: {output / 'weights'}")
-    trainer.pop_callback(Lines)
-    after = trainer.evaluate()["eval_loss"]
-    out.print(f"loss on what was held out: {after:.4f}" + ("" if before is None else f", before {before:.4f}"))
+    return SplitTrainer(split, arguments, lora=adapter.lora(), data_collator=collate, **others)
 
 
 def speak(out: Console, trainer: "SplitTrainer") -> None:
@@ -183,58 +121,51 @@ def speak(out: Console, trainer: "SplitTrainer") -> None:
     trainer.add_callback(Lines(out))
 
 
-def block_of(split: SplitModel, asked: int | None) -> int:
-    """Return how many tokens an example has at most.
+def run(out: Console, trainer: "SplitTrainer", output: Path, checkpoint: Path | None) -> None:
+    """Train, say where everything is, and evaluate.
 
-    Raises:
-        OptionError: more than the model takes.
+    Args:
+        out: where to say it.
+        trainer: what trains.
+        output: where everything is to be.
+        checkpoint: what is gone on from; None to begin.
     """
-    limit = split.max_positions
-    if asked is not None and limit is not None and asked > limit:
-        raise OptionError(f"--block-size {asked} is more than the {limit} tokens that the model takes")
-    return asked or min(LONGEST_BLOCK, limit or LONGEST_BLOCK)
+    from splitlearn_core.training.trainer import update_of
+
+    before = None
+    if checkpoint is None:
+        before = trainer.evaluate()["eval_loss"]
+    else:
+        out.print(f"going on from update {update_of(checkpoint)} in {checkpoint}")
+    with saying_how_to_go_on(out, output):
+        trainer.train(resume_from_checkpoint=None if checkpoint is None else str(checkpoint))
+    if checkpoint is not None and trainer.state.global_step == update_of(checkpoint):
+        out.print(f"it has had all updates of --epochs {trainer.args.num_train_epochs:g} already")
+    save(out, trainer, output)
+    trainer.pop_callback(Lines)
+    after = trainer.evaluate()["eval_loss"]
+    out.print(f"loss on what was held out: {after:.4f}" + ("" if before is None else f", before {before:.4f}"))
 
 
-def read_both(
-    data: Path, eval_data: Path | None, tokenizer: PreTrainedTokenizerBase, block_size: int
-) -> "tuple[TextExamples, TextExamples]":
-    """Return what is learned, and what is held out.
+@contextmanager
+def saying_how_to_go_on(out: Console, output: Path) -> Iterator[None]:
+    """Where a training ends before its end, because somebody stops it or the trunk is lost, say what is left of it."""
+    from splitlearn_core.training.trainer import LOST, last_checkpoint
 
-    Raises:
-        TrainingDataError: a file is not there, empty, or of another form, or too small to hold a tenth of it out.
-    """
-    from splitlearn_core.training.data import read_examples
-
-    examples = read_examples(data, tokenizer, block_size)
-    if eval_data is not None:
-        return examples, read_examples(eval_data, tokenizer, block_size)
-    return examples.split(data)
+    try:
+        yield
+    except (KeyboardInterrupt, *LOST):
+        found = last_checkpoint(output)
+        left = "no checkpoint (--save-steps)" if found is None else f"{found}: --resume goes on from it"
+        out.print(f"the training has not come to its end; there is {left}")
+        raise
 
 
-def make_trainer(
-    split: SplitModel,
-    examples: "TextExamples",
-    held_out: "TextExamples",
-    tokenizer: PreTrainedTokenizerBase,
-    *,
-    parts: str,
-    lora: dict[str, Any],
-    **options: Any,
-) -> "SplitTrainer":
-    """Make the trainer; `lora` of rank 0 trains all weights."""
-    from peft import LoraConfig
-
-    from splitlearn_core.training.arguments import SplitTrainingArguments
-    from splitlearn_core.training.data import collate
-    from splitlearn_core.training.trainer import SplitTrainer
-
-    names = [name.strip() for name in parts.split(",")]
-    return SplitTrainer(
-        split,
-        SplitTrainingArguments(train_parts=names, **options),
-        lora=LoraConfig(target_modules="all-linear", task_type="CAUSAL_LM", **lora) if lora["r"] else None,
-        train_dataset=examples,
-        eval_dataset=held_out,
-        data_collator=collate,
-        processing_class=tokenizer,
-    )
+def save(out: Console, trainer: "SplitTrainer", output: Path) -> None:
+    """Write what was trained, and say where it is."""
+    if trainer.run.adapter is not None:
+        trainer.save_model(str(output / ADAPTER))
+        out.print(f"adapter of the whole model, for PeftModel.from_pretrained: {output / ADAPTER}")
+    else:
+        trainer.run.save_checkpoint(WEIGHTS, output)
+        out.print(f"what was trained, both sides: {output / WEIGHTS}")

@@ -25,6 +25,7 @@ from splitlearn_core.engine.session import EngineSession
 from splitlearn_core.engine.steps import Batch, Chunk, Step, StepKind
 from splitlearn_core.engine.table import batching_of
 from splitlearn_core.errors import PartInputError
+from splitlearn_core.parts.compiling import is_compiled
 from splitlearn_core.parts.part import going_on
 from splitlearn_core.parts.trunk import Trunk
 
@@ -81,6 +82,7 @@ class TrunkEngine:
     ) -> None:
         trunk.train(False)
         self._trunk = trunk
+        self._is_compiled = is_compiled(trunk)
         self._clock = clock
         self._on_batch = on_batch
         self._limits = limits or EngineLimits()
@@ -112,12 +114,15 @@ class TrunkEngine:
             cache: a cache of the trunk to go on from; None for an empty one.
         """
         assert session_id not in self._sessions, f"session {session_id} is open already"
-        self._sessions[session_id] = EngineSession(session_id, client, cache or self._trunk.new_cache())
+        self._sessions[session_id] = self._session(session_id, client, cache or self._trunk.new_cache())
 
     @torch.inference_mode()
     def replace(self, session_id: str, cache: PartCache) -> None:
         """Put another cache of the trunk into an open session that has no step in line."""
-        self._sessions[session_id] = EngineSession(session_id, self._sessions[session_id].client, cache)
+        self._sessions[session_id] = self._session(session_id, self._sessions[session_id].client, cache)
+
+    def _session(self, session_id: str, client: str, cache: PartCache) -> EngineSession:
+        return EngineSession(session_id, client, cache, grows_in_place=not self._is_compiled)
 
     def close(self, session_id: str) -> tuple[int, ...]:
         """Free a session, if it is open; return the tickets of its steps that will not run."""
@@ -276,6 +281,9 @@ class TrunkEngine:
 
     def _run_alone(self, session: EngineSession, action: RunTokens, chunk: Chunk) -> torch.Tensor:
         hidden_BTH, mask, positions = self._inputs(session, action, chunk)
+        if self._is_compiled:
+            # Of one kind, whatever came: a graph for a piece of another tensor, as of a message, is for such pieces.
+            hidden_BTH = hidden_BTH.clone(memory_format=torch.contiguous_format)
         output = self._trunk(hidden_BTH, mask, positions, past_key_values=session.cache)
         assert isinstance(output, torch.Tensor)
         return output

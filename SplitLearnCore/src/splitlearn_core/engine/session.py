@@ -17,12 +17,14 @@ class EngineSession:
         session_id: its name.
         client: whose it is.
         cache: an empty or imported cache of the trunk.
+        grows_in_place: whether nothing is copied for a new token. Not where layers are compiled: how much room there is
+            comes from the tokens that there are, and a graph would be for one number of them.
     """
 
-    def __init__(self, session_id: str, client: str, cache: PartCache) -> None:
+    def __init__(self, session_id: str, client: str, cache: PartCache, *, grows_in_place: bool = True) -> None:
         self.session_id = session_id
         self.client = client
-        self.cache = grow_in_place(cache)
+        self.cache = grow_in_place(cache) if grows_in_place else cache
         self._is_recording = False
 
     def start_recording(self) -> None:

@@ -16,19 +16,20 @@ from typing import Any
 import torch
 from torch import nn
 
+from splitlearn_core.cache.rows import RowsCache
 from splitlearn_core.parts.bottom import Bottom
 from splitlearn_core.parts.client import SplitModel
 from splitlearn_core.parts.no_trunk import NoTrunk
-from splitlearn_core.parts.part import CutModel, Part
-from splitlearn_core.split.layers import find_layers
+from splitlearn_core.parts.part import CutModel, Part, going_on
+from splitlearn_core.split.layers import decoder_config, find_layers
 
 logger = logging.getLogger(__name__)
 _numbers = count()
 
 Backend = str | Callable[..., Any]
 """Name of a backend of `torch.compile`, or one itself."""
-WARM_UP_TOKENS = (8, 1, 1)
-"""Tokens of a prompt, and two more: only the second shows torch that the length of a cache changes."""
+SHORTEST_PIECE = 9
+"""Tokens of a piece of the warm-up's prompt at least."""
 MAX_GRAPHS = 64
 """Kinds of inputs that one layer is compiled for: with gradients or without, one row or several, a mask or none, …"""
 GRAPH_LIMIT: dict[str, Any] = (
@@ -70,8 +71,9 @@ class Compilation:
 class CompiledForward:
     """A layer's forward as one graph, made when it first runs, and made again for inputs of another kind.
 
-    What cannot be made runs eagerly: nothing of a graph has run before all of it is there. A copy of the layer has the
-    architecture's own forward, because this one goes on with the weights of the original.
+    What cannot be made runs eagerly: nothing of a graph has run before all of it is there. So does a forward that
+    several sessions share: attention over keys of any number of sessions, where they lie, is no one graph. A copy of
+    the layer has the architecture's own forward, because this one goes on with the weights of the original.
 
     Args:
         layer: whose forward it is.
@@ -89,7 +91,7 @@ class CompiledForward:
 
     def __call__(self, *args: Any, **kwargs: Any) -> Any:
         """Run the layer; arguments, result and errors are those of its own forward."""
-        if self._compilation.failure is not None:
+        if self._compilation.failure is not None or is_of_several_sessions(*args, *kwargs.values()):
             return self._eager(*args, **kwargs)
         try:
             return self._compiled(*args, **kwargs)
@@ -102,6 +104,11 @@ class CompiledForward:
 
     def __reduce__(self) -> tuple[Any, ...]:
         return own_forward, (self._layer,)
+
+
+def is_of_several_sessions(*inputs: Any) -> bool:
+    """Whether the cache among a layer's inputs is that of several sessions, for one forward."""
+    return any(isinstance(each, RowsCache) for each in inputs)
 
 
 def own_forward(layer: nn.Module) -> Callable[..., Any]:
@@ -123,27 +130,29 @@ def with_own_code(forward: Callable[..., Any]) -> Callable[..., Any]:
     return run
 
 
-def compile_part(part: CutModel, *, backend: Backend = "inductor") -> bool:
+def compile_part(part: CutModel, *, backend: Backend = "inductor", inference: bool = False) -> bool:
     """Compile the layers that a part or a client model holds, in place, and warm them up with a prompt and tokens.
 
     Parameters, hooks, caches and what the part returns stay as they are. Steps of other kinds than the warm-up's (with
-    gradients, several rows, padding) compile when the first of them comes. The trunk behind a client model is neither
-    asked nor compiled.
+    gradients, several rows, padding) compile when the first of them comes. Forwards that several sessions share run as
+    they are. The trunk behind a client model is neither asked nor compiled.
 
     Args:
         part: Bottom, Trunk, Top or client model, in the mode and on the device that it will be used with.
         backend: of `torch.compile`; the default needs a C++ compiler on the CPU.
+        inference: warm up as an engine runs sessions, under `torch.inference_mode`, which is of another kind than
+            `torch.no_grad`.
 
     Returns:
         Whether it is compiled. If not, it is as it was, and the log has the reason.
     """
     undo_compiling(part)
-    expected = warm_up(part)
+    expected = warm_up(part, inference=inference)
     compilation = Compilation(named(part))
     for layer in own_layers(part):
         vars(layer)["forward"] = CompiledForward(layer, compilation, backend)
     try:
-        check_same(warm_up(part), expected)
+        check_same(warm_up(part, inference=inference), expected)
     except Exception as error:  # a compiler that is not there, that does not understand, that is wrong: all the same
         undo_compiling(part)
         compilation.give_up(error)
@@ -151,6 +160,11 @@ def compile_part(part: CutModel, *, backend: Backend = "inductor") -> bool:
     compilation.is_warming_up = False
     logger.info("%s is compiled: %d layers", named(part), len(part.cut.kept))
     return True
+
+
+def is_compiled(part: CutModel) -> bool:
+    """Whether the layers of a part were compiled."""
+    return any(isinstance(vars(layer).get("forward"), CompiledForward) for layer in own_layers(part))
 
 
 def undo_compiling(part: CutModel) -> None:
@@ -166,35 +180,67 @@ def own_layers(part: CutModel) -> Iterator[nn.Module]:
     return (layers[index] for index in part.cut.kept)
 
 
-@torch.no_grad()
-def warm_up(part: CutModel) -> list[torch.Tensor]:
-    """Run a prompt and two tokens more with a cache; return what came out of each, [1, T, …]."""
-    if isinstance(part, SplitModel):
-        return _warm_up_client(part)
-    assert isinstance(part, Part)
-    cache = part.new_cache()
-    return [part(inputs, past_key_values=cache) for inputs in warm_up_inputs(part)]
+def warm_up(part: CutModel, *, inference: bool) -> list[torch.Tensor]:
+    """Run a prompt and two tokens more with a cache; return what came out of each step, [1, T, …].
+
+    Args:
+        part: what is to be warm.
+        inference: run as an engine runs a session of it, under `torch.inference_mode`, told the positions, and with a
+            prompt in two pieces.
+    """
+    with torch.inference_mode() if inference else torch.no_grad():
+        inputs = warm_up_inputs(part, num_pieces=2 if inference else 1)
+        if isinstance(part, SplitModel):
+            return _warm_up_client(part, inputs)
+        assert isinstance(part, Part)
+        cache, outputs = part.new_cache(), []
+        for each in inputs:
+            positions = going_on(1, cache.position, each.shape[1], part.device) if inference else None
+            outputs.append(part(each, position_ids=positions, past_key_values=cache))
+        return outputs
 
 
-def warm_up_inputs(part: CutModel) -> list[torch.Tensor]:
-    """Return a prompt and two tokens: ids [1, T], or hidden states [1, T, H] where no tokens come in."""
-    total = sum(WARM_UP_TOKENS)
+def warm_up_inputs(part: CutModel, num_pieces: int) -> list[torch.Tensor]:
+    """Return a prompt in pieces, and two tokens: ids [1, T], or hidden states [1, T, H] where no tokens come in."""
+    lengths = warm_up_lengths(part, num_pieces)
+    total = sum(lengths)
     # Copies, because a graph made for a part of another tensor is for no tensor that stands alone.
     if isinstance(part, (Bottom, SplitModel)):
         ids_1T = torch.arange(total, device=part.device).unsqueeze(0) % part.config.get_text_config().vocab_size
-        return [ids.clone() for ids in ids_1T.split_with_sizes(WARM_UP_TOKENS, dim=1)]
+        return [ids.clone() for ids in ids_1T.split_with_sizes(lengths, dim=1)]
     generator = torch.Generator().manual_seed(0)
     hidden_1TH = torch.randn(1, total, part.hidden_size, generator=generator)
     sent_1TH = hidden_1TH.to(part.device, part.dtype)
-    return [hidden.clone() for hidden in sent_1TH.split_with_sizes(WARM_UP_TOKENS, dim=1)]
+    return [hidden.clone() for hidden in sent_1TH.split_with_sizes(lengths, dim=1)]
 
 
-def _warm_up_client(model: SplitModel) -> list[torch.Tensor]:
+def warm_up_lengths(part: CutModel, num_pieces: int) -> tuple[int, ...]:
+    """Return the tokens of the warm-up's steps: a prompt in pieces, and two more tokens.
+
+    Torch takes sizes that are equal for one and the same: were there as many tokens as heads, or as many new as cached
+    ones, a graph would be for that length only. So all of these differ.
+    """
+    config = decoder_config(part.config).to_dict()
+    met = {value for value in config.values() if isinstance(value, int)}
+    if (heads := config.get("num_attention_heads")) in met - {0}:
+        met.add(part.hidden_size // heads)
+    pieces: list[int] = []
+    for length in count(SHORTEST_PIECE):
+        total = sum(pieces) + length
+        if len(pieces) < num_pieces and not {length, total, total + 1} & met:
+            pieces.append(length)
+            met |= {length, total, total + 1}
+        if len(pieces) == num_pieces:
+            break
+    return (*pieces, 1, 1)
+
+
+def _warm_up_client(model: SplitModel, inputs: list[torch.Tensor]) -> list[torch.Tensor]:
     trunk = model.trunk
     model.trunk = NoTrunk(trunk.info)
     try:
         cache = model.new_cache()
-        return [model(ids, past_key_values=cache, use_cache=True).logits for ids in warm_up_inputs(model)]
+        return [model(ids, past_key_values=cache, use_cache=True).logits for ids in inputs]
     finally:
         model.trunk = trunk
 
@@ -211,7 +257,7 @@ def check_same(actual: list[torch.Tensor], expected: list[torch.Tensor]) -> None
         difference = float((now - before).abs().max() / before.abs().max().clamp(min=1))
         if not difference <= allowed:
             raise ValueError(
-                f"compiled, a prompt of {WARM_UP_TOKENS[0]} tokens and two more give other results: they differ by "
+                f"compiled, a prompt of {expected[0].shape[1]} tokens and two more give other results: they differ by "
                 f"{difference:.1e}, and at most {allowed:.0e} was expected"
             )
 

@@ -83,7 +83,7 @@ def check_trunk(info: TrunkInfo, source: Source, split_points: Sequence[int] | N
         )
     if split_points is not None and tuple(split_points) != tuple(info.split_points):
         raise TrunkMismatchError(
-            f"split_points {tuple(split_points)} are not the trunk's, {tuple(info.split_points)}: "
+            f"the cut points {tuple(split_points)} are not the trunk's, {tuple(info.split_points)}: "
             "leave them out to use the trunk's"
         )
     own = fingerprint(source, read_weight_index(source))

@@ -296,7 +296,9 @@ def _whole_with_adapter(skeleton: PreTrainedModel, lora: LoraConfig) -> PeftMode
 def nothing_matched(lora: LoraConfig, names: Iterable[str], model: nn.Module) -> str:
     """Say that the targets of an adapter match nothing, and which modules there are."""
     kinds = sorted({name.rpartition(".")[2] for name in names if is_weighted_leaf(model.get_submodule(name))})
-    return f"target_modules={lora.target_modules!r} matches nothing there; there are {', '.join(kinds)}"
+    wanted = lora.target_modules or ()
+    named = wanted if isinstance(wanted, str) else ", ".join(sorted(wanted))
+    return f"target_modules={named} matches nothing there; there are {', '.join(kinds)}"
 
 
 def is_weighted_leaf(module: nn.Module) -> bool:

@@ -70,7 +70,10 @@ def load_checkpoint(run: TrainingRun, directory: Path) -> None:
     told, client, trunk = read_checkpoint(directory)
     for name, value in belonging(run).items():
         if told.get(name) != value:
-            raise TrainingError(f"{directory} is of another training: its {name} is {told.get(name)}, here {value}")
+            raise TrainingError(
+                f"{directory} is of another training: {differing(name, told.get(name), value)}; go on with the "
+                "arguments that it was begun with, or begin another"
+            )
     if (theirs := told.get("further_groups", [])) != (ours := further_groups(run)):
         left_out = [sum(len(names) for names in groups) for groups in (theirs, ours)]
         raise TrainingError(
@@ -212,6 +215,17 @@ def belonging(run: TrainingRun) -> dict[str, Any]:
         "modules": None if run.adapter is None else list(run.adapter.modules),
         "adapter": None if run.adapter is None else settings_of(run.adapter),
     }
+
+
+def differing(name: str, before: Any, now: Any) -> str:
+    """Say in which settings of a name two trainings differ; of an adapter's modules, which are many, in how many."""
+    if isinstance(before, Mapping) and isinstance(now, Mapping):
+        keys = [key for key in {**before, **now} if before.get(key) != now.get(key)]
+        return " and ".join(differing(f"{name}'s {key}", before.get(key), now.get(key)) for key in keys)
+    if name == "modules" and isinstance(before, list) and isinstance(now, list):
+        told = "of others" if len(before) == len(now) else f"of {len(now)}"
+        return f"its adapter is of {len(before)} modules, here {told}"
+    return f"its {name} is {before}, here {now}"
 
 
 def settings_of(adapter: Adapter) -> dict[str, Any]:

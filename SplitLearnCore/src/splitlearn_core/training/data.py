@@ -78,7 +78,9 @@ def read_examples(path: str | Path, tokenizer: PreTrainedTokenizerBase, block_si
     blocks = [ids[begin : begin + block_size] for begin in range(0, len(ids), block_size)]
     examples = [(block, 0) for block in blocks if len(block) > 1]  # of one token nothing can be learned
     if not examples:
-        raise TrainingDataError(f"{path} has {len(ids)} tokens: there is nothing to predict in it")
+        raise TrainingDataError(
+            f"{path} has {len(ids)} of the 2 tokens that the shortest example has: there is nothing to predict in it"
+        )
     return TextExamples(examples)
 
 

@@ -150,7 +150,7 @@ class SplitTrainer(Trainer):
             raise TrainingError(
                 f"there is no whole checkpoint of a split training in {where}: begin one without resuming"
             )
-        step = json.loads((found / TRAINER_STATE_NAME).read_text(encoding="utf-8")).get("global_step", 0)
+        step = update_of(found)
         if 0 < self.args.max_steps <= step:
             raise TrainingError(
                 f"{found} is at update {step} already, and max_steps is {self.args.max_steps}: raise it, or begin in "
@@ -339,6 +339,11 @@ def last_checkpoint(output_dir: str | Path) -> Path | None:
     """Return the newest checkpoint of a directory that was written to its end; None if there is none."""
     numbered = {int(path.name.rpartition("-")[2]): path for path in Path(output_dir).glob("checkpoint-[0-9]*")}
     return next((numbered[number] for number in sorted(numbered, reverse=True) if is_whole(numbered[number])), None)
+
+
+def update_of(checkpoint: Path) -> int:
+    """Return the number of updates behind which a whole checkpoint was written."""
+    return int(json.loads((checkpoint / TRAINER_STATE_NAME).read_text(encoding="utf-8")).get("global_step", 0))
 
 
 def is_whole(checkpoint: Path) -> bool:

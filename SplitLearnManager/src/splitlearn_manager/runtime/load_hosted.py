@@ -8,7 +8,7 @@ import torch
 from transformers import PreTrainedConfig
 from transformers.utils import logging as transformers_logging
 
-from splitlearn_core import Trunk, load_part
+from splitlearn_core import Trunk, compile_part, load_part
 from splitlearn_core.checkpoint.source import locate
 from splitlearn_core.parts.classes import architecture_of, loading_class_for
 from splitlearn_core.parts.load_piece import read_config
@@ -52,6 +52,9 @@ def load_hosted_trunk(spec: ModelSpec, reporter: LoadReporter) -> HostedTrunk:
     log_choices(spec.model if source.commit is None else f"{spec.model} at commit {source.commit}", trunk)
     reporter.progress(WARMING)
     warm_up(trunk)
+    if spec.compile:
+        reporter.progress("compiling")
+        compile_part(trunk, inference=True)
     return HostedTrunk(
         trunk,
         name=spec.name,

@@ -38,6 +38,9 @@ class ModelSpec:
     """Dtype of weights and hidden states; None for float32 on the CPU, the checkpoint's own on a GPU."""
     attn_implementation: str | None = None
     """As in transformers; None for what the model prefers."""
+    compile: bool = False
+    """Whether its layers run through `torch.compile`, which takes seconds to minutes when it is loaded; where that
+    cannot be had they run as they are, and a warning says why."""
     num_threads: int | None = None
     """CPU threads of the model's process; None for what torch chooses."""
     kv_bytes: int = 256 * MIB
@@ -70,6 +73,8 @@ class ModelSpec:
                 _check_count(key, getattr(self, key), least)
         if self.pass_timeout_s is not None:
             _check_seconds("pass_timeout_s", self.pass_timeout_s)
+        if not isinstance(self.compile, bool):
+            raise ValueError(f"compile must be true or false; got {self.compile!r}")
         if self.allow_full_training is not None and not isinstance(self.allow_full_training, bool):
             raise ValueError(f"allow_full_training must be true, false or None; got {self.allow_full_training!r}")
         if self.dtype is not None and not isinstance(self.dtype, torch.dtype):
