@@ -164,6 +164,22 @@ def test_hidden_states_that_are_not_finite_are_not_sent_either() -> None:
     assert all(torch.equal(before[name], tensor) for name, tensor in whole_weights(run).items())
 
 
+def test_a_loss_that_is_nan_is_named(caplog: pytest.LogCaptureFixture) -> None:
+    run = begin()
+    run.model.train()
+    with torch.no_grad():
+        run.model.get_output_embeddings().weight[0, 0] = math.nan
+    batch = batches(1)[0]
+    with caplog.at_level(logging.WARNING):
+        run.model(**batch).loss.backward()
+        run.optimizer.step()
+    assert "an update is left out (skip): NaN or infinity in the loss;" in caplog.text
+    run.optimizer.zero_grad()
+    with torch.no_grad():
+        assert run.model(**batch).loss.isnan()  # an evaluation is no part of an update
+    assert run.guard._norms == {}
+
+
 def test_rates_fall_on_both_sides_and_stay_low() -> None:
     run, slow = begin(GuardConfig(on_nonfinite="lower_rate"), optimizer="sgd"), begin(optimizer="sgd", lr=5e-3)
     learn(run, {0})

@@ -180,9 +180,12 @@ class SplitModel(CutModel, GenerationMixin):
         past = 0 if cache is None else cache.position
         self._crossing = Crossing(cache, mask, needed_positions(inputs.get("position_ids"), past))
         try:
-            return self.architecture.forward(self, **inputs)
+            output = self.architecture.forward(self, **inputs)
         finally:
             self._crossing = None
+        if self.passes is not None and (loss := getattr(output, "loss", None)) is not None:
+            self.passes.see_loss(loss)
+        return output
 
     def _cache_of(self, inputs: dict[str, Any]) -> SplitCache | None:
         name = "past_key_values" if "past_key_values" in self.forward_parameters else "cache_params"

@@ -14,7 +14,7 @@ import torch
 
 from splitlearn_core.errors import PassExpiredError, StaleGradientError, TrainingError
 from splitlearn_core.parts.port import TrunkPort
-from splitlearn_core.training.guard import BOTTOM_EXIT, TOP_ENTRY, TRUNK, Guard
+from splitlearn_core.training.guard import BOTTOM_EXIT, LOSS, TOP_ENTRY, TRUNK, Guard
 from splitlearn_core.training.port import TrunkTraining
 from splitlearn_core.training.precision import autocast_on, crosses_unchanged
 from splitlearn_core.training.proxies import GradientProxies
@@ -109,6 +109,11 @@ class TrunkPasses:
                 has_backward=has_backward,
                 autocast=beside.autocast,
             )
+
+    def see_loss(self, loss: torch.Tensor) -> None:
+        """Tell the guard of a loss that is not finite: the gradients of it will not be either, in any part."""
+        if self.guard is not None and torch.is_grad_enabled() and not bool(loss.detach().isfinite().all()):
+            self.guard.see(LOSS, math.nan)
 
     def update(self, options: list[dict[str, Any]]) -> None:
         """Do one step of the trunk's optimizer, if there are gradients, as every optimizer of torch does."""

@@ -15,6 +15,7 @@ from typing import Any, Literal, NamedTuple
 
 from splitlearn_core.errors import TrainingError
 
+LOSS = "in the loss"
 TOP_ENTRY = "before the Top"
 TRUNK = "in the Trunk"
 BOTTOM_EXIT = "behind the Bottom"
