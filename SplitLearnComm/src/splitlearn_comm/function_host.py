@@ -7,6 +7,7 @@ from typing import Any, TypeVar
 
 import torch
 
+from splitlearn_comm.contained import called
 from splitlearn_comm.errors import UnsupportedOperationError
 from splitlearn_comm.framing.chunks import CHUNK_BYTES
 from splitlearn_comm.function import ComputeFunction
@@ -92,10 +93,7 @@ class FunctionHost(SessionHost):
     async def _run(
         self, tensor: torch.Tensor, arguments: dict[str, object]
     ) -> torch.Tensor | tuple[torch.Tensor, KVEntries]:
-        if self._worker is None:
-            output = self._compute(tensor, **arguments)
-        else:
-            output = await self._call(lambda: self._compute(tensor, **arguments))
+        output = await self._call(lambda: self._compute(tensor, **arguments))
         first = output[0] if isinstance(output, tuple) else output
         if not isinstance(first, torch.Tensor):
             raise TypeError(f"compute() returned {type(first).__name__}, expected a torch.Tensor")
@@ -103,7 +101,7 @@ class FunctionHost(SessionHost):
 
     async def _call(self, work: Callable[[], T]) -> T:
         if self._worker is None:
-            return work()
+            return called(work)
         return await self._worker.run(work)
 
 
