@@ -122,7 +122,7 @@ def test_a_trunk_that_ends_the_process_fails_its_step_and_nobody_elses(makes: Ma
         if any(isinstance(each, torch.Tensor) and (each == 1e6).any() for each in (*arguments, *options.values())):
             sys.exit(3)
 
-    async def main() -> list[torch.Tensor | None | BaseException]:
+    async def main() -> list[torch.Tensor | BaseException | None]:
         driver = makes(TrunkEngine(trunk))
         try:
             for name in "0123":

@@ -71,6 +71,8 @@ class Deadline:
 
 
 def _check(timeout_s: float) -> None:
+    if isinstance(timeout_s, bool) or not isinstance(timeout_s, int | float):
+        raise TypeError(f"timeout_s must be a number of seconds, came {timeout_s!r}")
     if not timeout_s > 0:
         raise ValueError(
             f"timeout_s must be greater than zero, came {timeout_s}; leave it out for the client's own, "

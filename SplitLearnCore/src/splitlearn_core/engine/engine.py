@@ -230,8 +230,8 @@ class TrunkEngine:
             return {}
         try:
             outputs = run_joined(self._trunk, shares, self._switch)
-        # Whosever fault it is (and be it a sys.exit(), which would end the thread for all): each runs alone now, and the
-        # guilty one fails there.
+        # Whosever fault it is (and be it a sys.exit(), which would end the thread of all): each runs alone now, and
+        # the guilty one fails there.
         except BaseException as error:
             # Said, for if it is nobody's every forward costs twice. Not what: that may hold what tensors hold.
             logger.warning("%d steps ran alone: their joined forward raised %s", len(chunks), type(error).__name__)
