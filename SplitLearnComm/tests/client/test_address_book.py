@@ -258,7 +258,7 @@ def test_behind_a_proxy_there_are_others_at_the_same_address() -> None:
 
 
 def test_a_book_is_a_sequence_of_its_addresses_and_says_in_one_line_what_it_knows() -> None:
-    book = told(AddressBook(["a:1", "b:1"], turn=0), **{"a": loaded(steps=1, sessions=2, kv_bytes=3)})
+    book = told(AddressBook(["a:1", "b:1"], turn=0), a=loaded(steps=1, sessions=2, kv_bytes=3))
     book.heard("b:1", "small", HealthReport(serving=False), 0.5)
     book.failed("b:1", 0.0, GONE)
     assert [*book] == ["a:1", "b:1"] == [book[0], *book[1:]]

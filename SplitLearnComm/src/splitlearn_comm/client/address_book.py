@@ -236,7 +236,7 @@ class AddressBook(Sequence[str]):
         reasons = " and ".join(replica.reason for replica in asked)
         return ServerUnavailableError(
             f"{reasons}; after several failures in a row nothing is asked for another {wait_s:.1f} s: "
-            f"is the server started, and is this it?"
+            f"is the server started, and is this its address?"
         )
 
 

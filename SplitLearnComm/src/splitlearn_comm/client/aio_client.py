@@ -45,10 +45,10 @@ class AsyncComputeClient:
     that uses it; anything else is a `RuntimeError`."""
 
     def __init__(self, address: str | Sequence[str], **options: Unpack[ClientOptions]) -> None:
-        self._loop = running_loop()
         self._book = book_of(address)
         addresses = self._book.addresses
         self._settings = settings_of(addresses, options)
+        self._loop = running_loop()
         self._channels: dict[str, grpc.aio.Channel] = {
             address: self._settings.credentials.aio_channel(
                 address, self._settings.channel_options(), self._settings.interceptors

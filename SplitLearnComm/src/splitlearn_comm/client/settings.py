@@ -231,6 +231,7 @@ def check_size(data: MessageT, limit_bytes: int) -> MessageT:
     if len(data) > limit_bytes:
         raise MessageTooLargeError(
             f"the message has {len(data)} bytes and the limit is {limit_bytes}; nothing was sent: send a smaller "
-            f"batch, feed a long prompt in several steps, or raise max_message_bytes at the client and at the server"
+            f"batch, or a long sequence in several steps of a session, or raise max_message_bytes at the client and at "
+            f"the server"
         )
     return data
