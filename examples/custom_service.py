@@ -48,4 +48,7 @@ def call(address: str = "localhost:50051") -> None:
 
 
 if __name__ == "__main__":
-    {"serve": serve, "call": call}[sys.argv[1]](*sys.argv[2:])
+    doing = {"serve": serve, "call": call}.get(sys.argv[1] if sys.argv[1:] else "")
+    if doing is None or len(sys.argv) > 3:
+        sys.exit("usage: python examples/custom_service.py serve [PORT] | call [HOST:PORT]")
+    doing(*sys.argv[2:])

@@ -19,6 +19,10 @@ def describe(step: StepBreakdown) -> str:
 def main(address: str = "localhost:50051") -> None:
     with Client(address, codec="bf16", timings=True) as client:
         info = client.get_info()
+        if "output" not in info.extra:
+            sys.exit(
+                f"{address} serves {info.name!r}, and not what simple_server.py does: start that, and name its port"
+            )
         print(f"{info.name} at {address}: {info.extra['output']}")
 
         # One call: raw, in the tensor's own dtype.

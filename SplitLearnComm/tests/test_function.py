@@ -88,6 +88,8 @@ def test_a_function_is_not_given_what_it_does_not_name() -> None:
         tensor = torch.ones(1, 2, 3)
         with pytest.raises(UnsupportedOperationError, match="'Noting' takes no attention_mask, position_ids"):
             client.compute(tensor, attention_mask=torch.ones(1, 2).int(), position_ids=torch.ones(1, 2).int())
+        with pytest.raises(UnsupportedOperationError, match="takes no attention_mask;"):
+            client.compute(tensor, attention_mask=torch.ones(7))  # wrong in itself too, which is beside the point
         with pytest.raises(UnsupportedOperationError, match="takes no use_cache"):
             client.compute(tensor, use_cache=True)
         with client.session() as session:
@@ -113,6 +115,28 @@ def test_an_unknown_failure_says_one_sentence_and_is_in_the_log(caplog: pytest.L
 class WrongInfo(Noting):
     def get_info(self) -> dict[str, object]:
         return {"hiden_size": 3}
+
+
+class Pair(ComputeFunction):
+    def __init__(self, inline: bool) -> None:
+        self.inline = inline
+
+    def compute(self, tensor: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:  # type: ignore[override]
+        return tensor, tensor
+
+
+@pytest.mark.parametrize("inline", [False, True])
+def test_a_pair_is_no_tensor(inline: bool, caplog: pytest.LogCaptureFixture) -> None:
+    with (
+        GRPCComputeServer(Pair(inline), port=0) as server,
+        Client(server.address) as client,
+        client.session() as session,
+    ):
+        for attempt in (client.compute, session.step):
+            with pytest.raises(RemoteInternalError):
+                attempt(torch.ones(1, 1))
+            assert "compute() returned tuple, expected a torch.Tensor" in caplog.text
+            caplog.clear()
 
 
 class WrongResult(ComputeFunction):

@@ -8,6 +8,7 @@ import torch
 
 from splitlearn_comm import (
     CommError,
+    ComputeCall,
     FingerprintMismatchError,
     GRPCComputeServer,
     GRPCServerConfig,
@@ -118,9 +119,18 @@ def test_nan_passes_where_it_is_wanted() -> None:
 
 def test_a_session_needs_a_sequence() -> None:
     with GRPCComputeServer(Identity(), port=0) as server, Client(server.address) as client:
-        with client.session() as session, pytest.raises(InvalidRequestError, match=re.escape("[B, T, ...]")):
+        with client.session() as session, pytest.raises(InvalidRequestError, match=r"rank 2 or more.*came rank 1"):
             session.step(torch.ones(3))
         assert client.compute(torch.tensor(2)).item() == 2
+
+
+def test_words_of_models_are_for_parts_of_models() -> None:
+    for split_points, advice in (((1, 3), "hidden states the Bottom makes, not token ids"), (None, "floating numbers")):
+        validator = Validator(ServiceInfo(name="it", hidden_size=4, split_points=split_points))
+        with pytest.raises(InvalidRequestError, match=f"integers .*; send (the )?{advice}$"):
+            validator.check_call(ComputeCall(torch.ones(1, 1, 4).int()))
+        with pytest.raises(InvalidRequestError, match=r"wrong rank: .* 3 dimensions, came torch.float32 \[4\] with 1"):
+            validator.check_call(ComputeCall(torch.ones(4)))
 
 
 MIXED = Validator(ServiceInfo(name="trunk", hidden_size=4, dtype=torch.float32))

@@ -33,13 +33,24 @@ def test_calls_run_in_order_on_one_thread_that_is_not_the_loops() -> None:
     on_worker(test)
 
 
-@pytest.mark.parametrize("error", [ValueError("no"), KeyboardInterrupt(), StopIteration()])
-def test_an_error_reaches_the_waiter_and_the_thread_goes_on(error: BaseException) -> None:
+@pytest.mark.parametrize(
+    ("error", "match"),
+    [
+        (ValueError("no"), "^no$"),
+        (KeyboardInterrupt(), r"raised KeyboardInterrupt\(\)"),
+        (SystemExit(3), r"raised SystemExit\(3\)"),
+        (asyncio.CancelledError(), r"raised CancelledError\(\)"),
+        (StopIteration(), r"raised StopIteration\(\)"),
+    ],
+)
+def test_an_error_reaches_the_waiter_as_an_ordinary_one_and_the_thread_goes_on(
+    error: BaseException, match: str
+) -> None:
     def fail() -> None:
         raise error
 
     async def test(worker: WorkerThread) -> None:
-        with pytest.raises(RuntimeError if isinstance(error, StopIteration) else type(error)):
+        with pytest.raises(ValueError if isinstance(error, ValueError) else RuntimeError, match=match):
             await worker.run(fail)
         assert await worker.run(lambda: 7) == 7
 

@@ -1,4 +1,16 @@
-"""Tensors and sessions over gRPC between two Python processes; knows no model."""
+"""Tensors and sessions over gRPC between two Python processes; knows no model.
+
+Five names matter at first. A `ComputeFunction` is what you write (or a `ModelComputeFunction`, of a torch module); a
+`GRPCComputeServer` serves it; a `GRPCComputeClient`, or for asyncio an `AsyncComputeClient`, calls it from elsewhere; a
+`CommError` is what goes wrong between the two::
+
+    class Double(ComputeFunction):
+        def compute(self, tensor): return tensor * 2
+    with GRPCComputeServer(Double(), port=0) as server, GRPCComputeClient(server.address) as client:
+        print(client.compute(torch.ones(3)))
+
+Whoever keeps state between calls writes a `SessionHost`. The rest of the names are options, and what they are made of.
+"""
 
 from splitlearn_comm.client import (
     AddressBook,

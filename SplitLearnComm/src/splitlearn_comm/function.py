@@ -9,6 +9,7 @@ from typing import Any
 
 import torch
 
+from splitlearn_comm.checks import check_module
 from splitlearn_comm.messages import KVEntries, ServiceInfo
 
 OPTIONAL_ARGUMENTS = ("attention_mask", "position_ids", "past_key_values", "use_cache")
@@ -66,6 +67,7 @@ class ModelComputeFunction(ComputeFunction):
     """
 
     def __init__(self, module: torch.nn.Module, *, info: ServiceInfo | None = None, inline: bool = False) -> None:
+        check_module(module)
         self.module = module.eval()
         self.inline = inline
         self._info = info or ServiceInfo(name=type(module).__name__)

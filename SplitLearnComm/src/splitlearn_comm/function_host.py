@@ -7,6 +7,8 @@ from typing import Any, TypeVar
 
 import torch
 
+from splitlearn_comm.checks import kind_of
+from splitlearn_comm.contained import called
 from splitlearn_comm.errors import UnsupportedOperationError
 from splitlearn_comm.framing.chunks import CHUNK_BYTES
 from splitlearn_comm.function import ComputeFunction
@@ -61,6 +63,11 @@ class FunctionHost(SessionHost):
         output = await self._run(call.tensor, arguments)
         return ComputeResult(*output) if isinstance(output, tuple) else ComputeResult(output)
 
+    @property
+    def accepted(self) -> frozenset[str]:
+        """What `compute` takes besides the tensor."""
+        return self._accepted
+
     async def open_session(self, session_id: str, client: str = "", adapter: str = "") -> None:
         """Nothing to do: there is no state."""
         refuse_adapter(adapter)
@@ -92,19 +99,24 @@ class FunctionHost(SessionHost):
     async def _run(
         self, tensor: torch.Tensor, arguments: dict[str, object]
     ) -> torch.Tensor | tuple[torch.Tensor, KVEntries]:
-        if self._worker is None:
-            output = self._compute(tensor, **arguments)
-        else:
-            output = await self._call(lambda: self._compute(tensor, **arguments))
-        first = output[0] if isinstance(output, tuple) else output
-        if not isinstance(first, torch.Tensor):
-            raise TypeError(f"compute() returned {type(first).__name__}, expected a torch.Tensor")
-        return output  # type: ignore[no-any-return]
+        output = await self._call(lambda: self._compute(tensor, **arguments))
+        return _checked(output, self._accepted)
 
     async def _call(self, work: Callable[[], T]) -> T:
         if self._worker is None:
-            return work()
+            return called(work)
         return await self._worker.run(work)
+
+
+def _checked(output: object, accepted: frozenset[str]) -> torch.Tensor | tuple[torch.Tensor, KVEntries]:
+    """What `compute` returned, if it is what it may return."""
+    match output:
+        case torch.Tensor():
+            return output
+        case (torch.Tensor() as tensor, KVEntries() as cache) if "use_cache" in accepted:
+            return tensor, cache
+    pair = ", or with use_cache a pair (tensor, KVEntries)" if "use_cache" in accepted else ""
+    raise TypeError(f"compute() returned {kind_of(output)}, expected a torch.Tensor{pair}")
 
 
 def _info_from(fields: dict[str, Any], default_name: str) -> ServiceInfo:

@@ -8,6 +8,7 @@ B batch, T tokens of this message, P tokens already in the cache, H hidden size.
 from __future__ import annotations
 
 import math
+from collections.abc import Collection
 
 import torch
 
@@ -38,10 +39,15 @@ class Validator:
     Args:
         info: What is served. With a `hidden_size`, inputs are hidden states [B, T, H]; without, any tensor will do.
         refuse_nonfinite: Whether NaN and infinity are refused in floating inputs.
+        accepted: Names of the arguments besides the tensor that it takes; None for all. Of others it is not looked at
+            what they are like: whoever serves refuses them.
     """
 
-    def __init__(self, info: ServiceInfo, *, refuse_nonfinite: bool = True) -> None:
+    def __init__(
+        self, info: ServiceInfo, *, refuse_nonfinite: bool = True, accepted: Collection[str] | None = None
+    ) -> None:
         self._info = info
+        self._accepted = accepted
         self._refuse_nonfinite = refuse_nonfinite
 
     def check_call(self, call: ComputeCall) -> None:
@@ -56,8 +62,9 @@ class Validator:
         """Raise `InvalidRequestError` or `SequenceTooLongError` for a forward that cannot be done at `position`."""
         if action.hidden.dim() < 2:
             raise InvalidRequestError(
-                f"a session counts positions along dimension 1: expected a tensor [B, T, ...], "
-                f"came {_described(action.hidden)}; use compute() for tensors without a sequence"
+                f"a session counts positions along dimension 1: expected rank 2 or more, a tensor [B, T, ...], "
+                f"came rank {action.hidden.dim()}, {_described(action.hidden)}; "
+                f"use compute() for tensors without a sequence"
             )
         self._check(action.hidden, position, action.attention_mask, action.position_ids)
 
@@ -125,26 +132,37 @@ class Validator:
         if self._info.hidden_size is not None:
             self._check_hidden(tensor, self._info.hidden_size, is_mixed=is_mixed)
         self._check_length(tensor, past)
-        if mask is not None:
+        if mask is not None and self._takes("attention_mask"):
             _check_beside("attention_mask", mask, tensor, past + _num_tokens(tensor), "[B, past + T]")
-        if position_ids is not None:
+        if position_ids is not None and self._takes("position_ids"):
             _check_beside("position_ids", position_ids, tensor, _num_tokens(tensor), "[B, T]")
         # In mixed precision an overflow is for the client's scaler, which skips the step.
         if self._refuse_nonfinite and not is_mixed:
             _check_finite(tensor)
 
+    def _takes(self, name: str) -> bool:
+        return self._accepted is None or name in self._accepted
+
     def _check_hidden(self, hidden_BTH: torch.Tensor, hidden_size: int, *, is_mixed: bool = False) -> None:
         wanted = self._info.dtype or "floating point"
+        is_part = self._info.split_points is not None
         taken = {self._info.dtype, *(MIXED if is_mixed else ())}
         if not hidden_BTH.is_floating_point():
             raise InvalidRequestError(
                 f"integers where hidden states belong: expected {wanted} [B, T, {hidden_size}], "
-                f"came {_described(hidden_BTH)}; send the hidden states the Bottom makes, not token ids"
+                f"came {_described(hidden_BTH)}; "
+                + ("send the hidden states the Bottom makes, not token ids" if is_part else "send floating numbers")
             )
-        if hidden_BTH.dim() != 3 or hidden_BTH.shape[2] != hidden_size or 0 in hidden_BTH.shape:
+        if hidden_BTH.dim() != 3:
+            raise InvalidRequestError(
+                f"hidden states of the wrong rank: expected [B, T, {hidden_size}] with 3 dimensions, "
+                f"came {_described(hidden_BTH)} with {hidden_BTH.dim()}; a single one has B and T of 1"
+            )
+        if hidden_BTH.shape[2] != hidden_size or 0 in hidden_BTH.shape:
             raise InvalidRequestError(
                 f"hidden states of the wrong shape: expected [B, T, {hidden_size}] with B and T at least 1, "
-                f"came {_described(hidden_BTH)}; check that both ends are parts of the same model"
+                f"came {_described(hidden_BTH)}; "
+                + ("check that both ends are parts of the same model" if is_part else "get_info() says what is taken")
             )
         if self._info.dtype is not None and hidden_BTH.dtype not in taken:
             raise InvalidRequestError(

@@ -12,6 +12,8 @@ from contextvars import ContextVar
 from queue import Empty, SimpleQueue
 from typing import Any, NamedTuple, TypeVar
 
+from splitlearn_comm.contained import contained
+
 T = TypeVar("T")
 
 
@@ -51,7 +53,7 @@ class _Job(NamedTuple):
 
 class _Outcome(NamedTuple):
     result: Any = None
-    error: BaseException | None = None
+    error: Exception | None = None
 
 
 class WorkerThread:
@@ -71,7 +73,7 @@ class WorkerThread:
         self._thread: threading.Thread | None = None
 
     async def run(self, call: Callable[[], T]) -> T:
-        """Run a call on the thread and wait for its result; raises what the call raised."""
+        """Run a call on the thread and wait for its result; raises what the call raised, as `contained` says."""
         if self._thread is None:
             # A daemon: a server that nobody stopped must not keep its process alive.
             self._thread = threading.Thread(target=_work, args=(self._jobs,), name=self._name, daemon=True)
@@ -108,7 +110,7 @@ def _work(jobs: SimpleQueue[_Job | None]) -> None:
         try:
             outcome = _Outcome(job.call())
         except BaseException as error:
-            outcome = _Outcome(error=error)
+            outcome = _Outcome(error=contained(error))
         # A loop that was closed has nobody left who waits.
         with contextlib.suppress(RuntimeError):
             job.loop.call_soon_threadsafe(_tell, job.answer, outcome)
@@ -122,6 +124,4 @@ def _tell(answer: asyncio.Future[Any], outcome: _Outcome) -> None:
     if outcome.error is None:
         answer.set_result(outcome.result)
     else:
-        # A future takes no StopIteration: a coroutine that raised it would just end.
-        is_odd = isinstance(outcome.error, StopIteration)
-        answer.set_exception(RuntimeError("the call raised StopIteration") if is_odd else outcome.error)
+        answer.set_exception(outcome.error)

@@ -54,24 +54,24 @@ def test_a_budget_allows_retries_exactly_while_more_than_half_of_it_is_there(out
 
 
 def test_the_order_is_that_of_the_addresses_until_one_fails() -> None:
-    book = AddressBook(["a", "b", "c"], in_order=True)
-    assert book.order(0.0) == ["a", "b", "c"]
-    assert book.order(0.0, first="c") == ["c", "a", "b"]
-    assert book.order(0.0, without="a") == ["b", "c"]
-    book.failed("a", 0.0, GONE)
-    assert book.order(0.0) == ["b", "c", "a"]
-    assert book.order(0.0, first="a") == ["a", "b", "c"]
-    book.succeeded("a")
-    assert book.order(0.0) == ["a", "b", "c"]
+    book = AddressBook(["a:1", "b:1", "c:1"], in_order=True)
+    assert book.order(0.0) == ["a:1", "b:1", "c:1"]
+    assert book.order(0.0, first="c:1") == ["c:1", "a:1", "b:1"]
+    assert book.order(0.0, without="a:1") == ["b:1", "c:1"]
+    book.failed("a:1", 0.0, GONE)
+    assert book.order(0.0) == ["b:1", "c:1", "a:1"]
+    assert book.order(0.0, first="a:1") == ["a:1", "b:1", "c:1"]
+    book.succeeded("a:1")
+    assert book.order(0.0) == ["a:1", "b:1", "c:1"]
 
 
 def test_a_server_that_failed_often_is_left_out_for_a_while() -> None:
-    book = AddressBook(["a", "b"], in_order=True)
+    book = AddressBook(["a:1", "b:1"], in_order=True)
     for _ in range(3):
-        book.failed("a", 0.0, GONE)
-    assert book.order(0.1) == ["b"]
-    assert book.order(0.1, first="a") == ["b"]
-    assert set(book.order(1.0)) == {"a", "b"}
+        book.failed("a:1", 0.0, GONE)
+    assert book.order(0.1) == ["b:1"]
+    assert book.order(0.1, first="a:1") == ["b:1"]
+    assert set(book.order(1.0)) == {"a:1", "b:1"}
 
 
 def test_when_all_are_left_out_the_reason_and_the_time_are_said() -> None:
@@ -83,8 +83,8 @@ def test_when_all_are_left_out_the_reason_and_the_time_are_said() -> None:
 
 
 def test_retries_end_when_every_server_has_used_up_its_budget() -> None:
-    book = AddressBook(["a", "b"], in_order=True)
-    for address in ("a", "b"):
+    book = AddressBook(["a:1", "b:1"], in_order=True)
+    for address in ("a:1", "b:1"):
         assert book.may_retry()
         for _ in range(60):
             book.failed(address, 0.0, GONE)
@@ -110,9 +110,9 @@ def loaded(**figures: int) -> HealthReport:
 
 
 def told(book: AddressBook, now_s: float = 0.0, **reports: HealthReport) -> AddressBook:
-    """The book, once each of these servers has said how it is."""
-    for address, health in reports.items():
-        book.heard(address, "", health, now_s)
+    """The book, once each of these servers, named without their port 1, has said how it is."""
+    for host, health in reports.items():
+        book.heard(f"{host}:1", "", health, now_s)
     return book
 
 
@@ -130,79 +130,81 @@ def told(book: AddressBook, now_s: float = 0.0, **reports: HealthReport) -> Addr
     ids=["steps", "sessions", "caches", "full", "half full counts twice", "not served", "nothing"],
 )
 def test_the_least_loaded_comes_first(least: dict[str, HealthReport]) -> None:
-    assert told(AddressBook(["a", "b"], turn=0), **least).choose(1.0) == ["b", "a"]
+    assert told(AddressBook(["a:1", "b:1"], turn=0), **least).choose(1.0) == ["b:1", "a:1"]
 
 
 @given(st.integers(2, 5), st.integers(1, 40), st.integers(0, 4))
 def test_sessions_that_open_between_two_reports_are_spread(num_servers: int, num_sessions: int, turn: int) -> None:
-    addresses = [str(number) for number in range(num_servers)]
-    book = told(AddressBook(addresses, turn=turn), **dict.fromkeys(addresses, SERVED))
+    addresses = [f"{number}:1" for number in range(num_servers)]
+    book = told(AddressBook(addresses, turn=turn), **{str(number): SERVED for number in range(num_servers)})
     taken = []
     for _ in range(num_sessions):
         taken.append(book.choose(1.0)[0])
         book.took(taken[-1], "", None, 1.0)
-    assert taken[0] == str(turn % num_servers)
+    assert taken[0] == addresses[turn % num_servers]
     counts = [taken.count(address) for address in addresses]
     assert max(counts) - min(counts) <= 1
 
 
 def test_what_a_server_says_when_it_takes_a_session_counts() -> None:
-    book = told(AddressBook(["a", "b"], turn=0), a=SERVED, b=SERVED)
-    book.took("a", "", Load(sessions=1), 0.5)
-    book.took("b", "", Load(sessions=7), 0.5)
-    assert book.choose(1.0) == ["a", "b"]
+    book = told(AddressBook(["a:1", "b:1"], turn=0), a=SERVED, b=SERVED)
+    book.took("a:1", "", Load(sessions=1), 0.5)
+    book.took("b:1", "", Load(sessions=7), 0.5)
+    assert book.choose(1.0) == ["a:1", "b:1"]
     for _ in range(6):
-        assert book.choose(1.0)[0] == "a"
-        book.took("a", "", None, 1.0)
-    assert book.choose(1.0)[0] == "b"
+        assert book.choose(1.0)[0] == "a:1"
+        book.took("a:1", "", None, 1.0)
+    assert book.choose(1.0)[0] == "b:1"
 
 
 def test_what_one_said_long_ago_is_not_compared_with_what_another_said_just_now() -> None:
-    book = told(AddressBook(["a", "b"], turn=0, max_age_s=2.0), a=loaded(sessions=9))
+    book = told(AddressBook(["a:1", "b:1"], turn=0, max_age_s=2.0), a=loaded(sessions=9))
     told(book, 5.0, b=SERVED)
-    assert book.choose(5.0) == ["a", "b"]
-    assert told(book, 6.0, a=loaded(sessions=9)).choose(6.0) == ["b", "a"]
+    assert book.choose(5.0) == ["a:1", "b:1"]
+    assert told(book, 6.0, a=loaded(sessions=9)).choose(6.0) == ["b:1", "a:1"]
 
 
 def test_calls_go_to_who_has_fewest_of_them_and_then_in_turn() -> None:
-    book = AddressBook(["a", "b", "c"], turn=1)
+    book = AddressBook(["a:1", "b:1", "c:1"], turn=1)
     begun = []
     for _ in range(6):
         begun.append(book.choose(0.0)[0])
         book.begin_call(begun[-1])
-    assert begun == ["b", "c", "a"] * 2
-    book.end_call("c")
-    assert book.choose(0.0)[0] == "c"
+    assert begun == ["b:1", "c:1", "a:1"] * 2
+    book.end_call("c:1")
+    assert book.choose(0.0)[0] == "c:1"
 
 
 def test_a_session_stays_where_it_is() -> None:
-    book = told(AddressBook(["a", "b"], turn=0), a=loaded(sessions=99), b=SERVED)
-    assert book.choose(1.0, first="a") == ["a", "b"]
-    assert book.choose(1.0, without="b") == ["a"]
+    book = told(AddressBook(["a:1", "b:1"], turn=0), a=loaded(sessions=99), b=SERVED)
+    assert book.choose(1.0, first="a:1") == ["a:1", "b:1"]
+    assert book.choose(1.0, without="b:1") == ["a:1"]
 
 
 def test_a_model_is_looked_for_where_it_is_served() -> None:
-    book = AddressBook(["a", "b"], turn=0)
-    for address, service in (("a", "small"), ("b", "large")):
+    book = AddressBook(["a:1", "b:1"], turn=0)
+    for address, service in (("a:1", "small"), ("b:1", "large")):
         other = {"small": "large", "large": "small"}[service]
         book.heard(address, service, loaded(sessions=50), 0.0)
         book.heard(address, other, HealthReport(serving=False, models=(service,)), 0.0)
-    assert book.choose(1.0, "small") == ["a", "b"]
-    assert book.choose(1.0, "large") == ["b", "a"]
+    assert book.choose(1.0, "small") == ["a:1", "b:1"]
+    assert book.choose(1.0, "large") == ["b:1", "a:1"]
 
 
 def test_all_are_asked_where_one_has_said_nothing_for_too_long() -> None:
-    book = AddressBook(["a", "b"], max_age_s=2.0)
-    assert book.to_ask(0.0) == ("a", "b")
+    book = AddressBook(["a:1", "b:1"], max_age_s=2.0)
+    assert book.to_ask(0.0) == ("a:1", "b:1")
     told(book, a=SERVED, b=SERVED)
     assert book.to_ask(2.0) == ()
-    assert book.to_ask(2.0, "small") == ("a", "b")
-    assert book.to_ask(2.1) == ("a", "b")
+    assert book.to_ask(2.0, "small") == ("a:1", "b:1")
+    assert book.to_ask(2.1) == ("a:1", "b:1")
     told(book, 3.0, a=SERVED)
-    assert book.to_ask(3.0) == ("a", "b")
+    assert book.to_ask(3.0) == ("a:1", "b:1")
 
 
-@pytest.mark.parametrize("book", [AddressBook(["a"]), AddressBook(["a", "b"], in_order=True)], ids=["one", "in order"])
+@pytest.mark.parametrize(
+    "book", [AddressBook(["a:1"]), AddressBook(["a:1", "b:1"], in_order=True)], ids=["one", "in order"]
+)
 def test_nobody_is_asked_where_there_is_nothing_to_choose(book: AddressBook) -> None:
     assert book.to_ask(0.0) == ()
     assert book.to_ask(0.0, for_call=True) == ()
@@ -210,53 +212,53 @@ def test_nobody_is_asked_where_there_is_nothing_to_choose(book: AddressBook) -> 
 
 
 def test_who_does_not_answer_comes_behind_those_who_do_and_is_not_waited_for_again_at_once() -> None:
-    book = told(AddressBook(["a", "b"], turn=0, max_age_s=2.0), b=loaded(sessions=9))
-    book.unheard("a", "", 0.0, DeadlineExceededError("no answer"))
-    assert book.choose(0.0) == ["b", "a"]
+    book = told(AddressBook(["a:1", "b:1"], turn=0, max_age_s=2.0), b=loaded(sessions=9))
+    book.unheard("a:1", "", 0.0, DeadlineExceededError("no answer"))
+    assert book.choose(0.0) == ["b:1", "a:1"]
     assert book.to_ask(1.0) == ()
-    assert book.to_ask(3.0) == ("b",)
+    assert book.to_ask(3.0) == ("b:1",)
     told(book, QUIET_S, b=SERVED)
-    assert book.to_ask(QUIET_S) == ("a", "b")
-    assert told(book, QUIET_S, a=SERVED).choose(QUIET_S)[0] == "a"
+    assert book.to_ask(QUIET_S) == ("a:1", "b:1")
+    assert told(book, QUIET_S, a=SERVED).choose(QUIET_S)[0] == "a:1"
 
 
 def test_who_answers_with_a_refusal_is_there() -> None:
-    book = told(AddressBook(["a", "b"], turn=0), b=loaded(sessions=1))
-    book.unheard("a", "", 0.0, ResourceExhaustedError("too many requests"))
-    assert book.choose(0.0) == ["a", "b"]
+    book = told(AddressBook(["a:1", "b:1"], turn=0), b=loaded(sessions=1))
+    book.unheard("a:1", "", 0.0, ResourceExhaustedError("too many requests"))
+    assert book.choose(0.0) == ["a:1", "b:1"]
 
 
 def test_calls_find_a_server_again_that_was_away() -> None:
-    book = AddressBook(["a", "b"], turn=0)
+    book = AddressBook(["a:1", "b:1"], turn=0)
     assert book.to_ask(0.0, for_call=True) == ()
-    book.failed("a", 0.0, GONE)
-    assert book.choose(0.0)[0] == "b"
+    book.failed("a:1", 0.0, GONE)
+    assert book.choose(0.0)[0] == "b:1"
     assert book.to_ask(QUIET_S - 0.1, for_call=True) == ()
-    assert book.to_ask(QUIET_S, for_call=True) == ("a",)
-    book.unheard("a", "", QUIET_S, GONE)
+    assert book.to_ask(QUIET_S, for_call=True) == ("a:1",)
+    book.unheard("a:1", "", QUIET_S, GONE)
     assert book.to_ask(QUIET_S + 1, for_call=True) == ()
-    book.heard("a", "", SERVED, 2 * QUIET_S)
-    assert book.choose(2 * QUIET_S)[0] == "a"
+    book.heard("a:1", "", SERVED, 2 * QUIET_S)
+    assert book.choose(2 * QUIET_S)[0] == "a:1"
     assert book.to_ask(9 * QUIET_S, for_call=True) == ()
 
 
 def test_behind_a_proxy_there_are_others_at_the_same_address() -> None:
-    book = AddressBook(["p"], is_proxy=True)
+    book = AddressBook(["p:1"], is_proxy=True)
     assert book.has_others
-    assert set(book.choose(0.0, first="p")) == {"p"}
-    assert len(book.choose(0.0, without="p")) > 1
+    assert set(book.choose(0.0, first="p:1")) == {"p:1"}
+    assert len(book.choose(0.0, without="p:1")) > 1
     stopping = ServerUnavailableError("this server is stopping", request_id="of one of those behind it")
     for _ in range(10):
-        book.failed("p", 0.0, stopping)
+        book.failed("p:1", 0.0, stopping)
     assert book.choose(0.0)
     for _ in range(3):
-        book.failed("p", 0.0, GONE)
+        book.failed("p:1", 0.0, GONE)
     with pytest.raises(ServerUnavailableError, match="nothing is asked for another"):
         book.choose(0.0)
 
 
 def test_a_book_is_a_sequence_of_its_addresses_and_says_in_one_line_what_it_knows() -> None:
-    book = told(AddressBook(["a:1", "b:1"], turn=0), **{"a:1": loaded(steps=1, sessions=2, kv_bytes=3)})
+    book = told(AddressBook(["a:1", "b:1"], turn=0), a=loaded(steps=1, sessions=2, kv_bytes=3))
     book.heard("b:1", "small", HealthReport(serving=False), 0.5)
     book.failed("b:1", 0.0, GONE)
     assert [*book] == ["a:1", "b:1"] == [book[0], *book[1:]]
@@ -269,4 +271,4 @@ def test_a_book_is_a_sequence_of_its_addresses_and_says_in_one_line_what_it_know
 def test_times_are_checked() -> None:
     for options in ({"max_age_s": 0.0}, {"patience_s": -1.0}):
         with pytest.raises(ValueError, match="greater than zero"):
-            AddressBook(["a"], **options)
+            AddressBook(["a:1"], **options)

@@ -6,6 +6,7 @@ import pytest
 from splitlearn_comm import AsyncComputeClient, GRPCComputeClient
 from splitlearn_comm.client import ClientTLS
 from splitlearn_comm.client.credentials import Credentials, explained
+from tests.support.certificates import Authority
 
 TOKEN = "a-secret-of-alice-0001"
 
@@ -40,9 +41,18 @@ def test_where_it_may_go(address: str, credentials: Credentials) -> None:
     credentials.check(address)
 
 
-@pytest.mark.parametrize("token", ["", "two words", "new\nline", "gr\u00fcn"])
-def test_what_cannot_be_sent_is_told_without_it(token: str) -> None:
-    with pytest.raises(ValueError, match="printable ASCII") as refused:
+@pytest.mark.parametrize(
+    ("token", "why"),
+    [
+        ("", "the token is empty: .*None to send none"),
+        ("read-from-a-file\n", r"ends with a blank or a line break.*token\.strip\(\)"),
+        ("two words", "printable ASCII"),
+        ("new\nline", "printable ASCII"),
+        ("gr\u00fcn", "printable ASCII"),
+    ],
+)
+def test_what_cannot_be_sent_is_told_without_it(token: str, why: str) -> None:
+    with pytest.raises(ValueError, match=why) as refused:
         GRPCComputeClient("localhost:1", token=token)
     assert not token or token not in str(refused.value)
 
@@ -65,6 +75,17 @@ def test_a_certificate_goes_with_its_key(tmp_path: Path) -> None:
         ClientTLS(certificate=tmp_path / "c")
     with pytest.raises(FileNotFoundError):
         GRPCComputeClient("localhost:1", tls=ClientTLS(ca=tmp_path / "none"))
+
+
+def test_files_that_are_no_certificates_are_told_when_the_client_is_made(tmp_path: Path) -> None:
+    (tmp_path / "ca.pem").write_text("no certificate")
+    with pytest.raises(ValueError, match=r"ca .*ca\.pem: not what TLS needs .*expected PEM files$"):
+        GRPCComputeClient("localhost:1", tls=ClientTLS(ca=tmp_path / "ca.pem"))
+    certificate, key = Authority(tmp_path).issue("client")
+    _, other = Authority(tmp_path, "other").issue("other")
+    GRPCComputeClient("localhost:1", tls=ClientTLS(certificate=certificate, key=key)).close()
+    with pytest.raises(ValueError, match=r"client\.crt, key .*the key being the certificate's"):
+        GRPCComputeClient("localhost:1", tls=ClientTLS(certificate=certificate, key=other))
 
 
 def test_other_failures_are_no_matter_of_tls() -> None:

@@ -50,6 +50,18 @@ def test_a_stream_that_a_proxy_resets_is_one_that_broke() -> None:
     assert not is_retried(translate(Failed(grpc.StatusCode.INTERNAL, told, reset), "localhost:1", 1.0))
 
 
+def test_what_to_do_comes_first_and_what_grpc_says_last() -> None:
+    said = "failed to connect to all addresses; last error: UNKNOWN: ipv4:127.0.0.1:1: Connection refused (111)"
+    error = translate(Failed(grpc.StatusCode.UNAVAILABLE, details=said), "localhost:1", 1.0)
+    assert str(error) == (
+        "nothing listens at localhost:1; is the server started, and is this its address? (Connection refused (111))"
+    )
+    error = translate(Failed(grpc.StatusCode.UNAVAILABLE, details="x" * 999), "localhost:1", 1.0)
+    assert len(str(error)) < 300
+    error = translate(Failed(grpc.StatusCode.DEADLINE_EXCEEDED), "localhost:1", 1.0)
+    assert str(error).startswith("no answer from localhost:1 within 1 s; another call may still be running there")
+
+
 def test_the_table_has_each_code_once_and_a_reason_for_each() -> None:
     assert set(RETRY_RULES) == set(grpc.StatusCode) - {grpc.StatusCode.OK}
     assert all(rule.reason for rule in RETRY_RULES.values())

@@ -1,6 +1,8 @@
 """What a client asks of its sessions: codecs, chunks, the breakdown; over a real connection."""
 
 import asyncio
+import inspect
+import re
 from dataclasses import fields
 
 import pytest
@@ -9,6 +11,7 @@ import torch
 from splitlearn_comm import AsyncComputeClient, GRPCComputeClient, GRPCComputeServer, UnsupportedOperationError
 from splitlearn_comm.client import ClientOptions, ClientSettings, StepBreakdown
 from splitlearn_comm.messages import Codecs
+from splitlearn_comm.quickstart import Client
 from splitlearn_comm.testing import Identity
 
 LARGE = (1, 700, 1024)
@@ -106,3 +109,8 @@ def test_every_setting_beside_the_address_is_an_option_that_a_type_checker_knows
 def test_an_unknown_option_is_an_error() -> None:
     with pytest.raises(TypeError, match="timeout"):
         GRPCComputeClient("localhost:1", timeout=3)  # type: ignore[call-arg]
+
+
+def test_the_short_name_tells_its_options() -> None:
+    told = set(re.findall(r"`(\w+)`", inspect.getdoc(Client) or "")) - {"GRPCComputeClient", "ClientSettings"}
+    assert told == set(ClientOptions.__annotations__)

@@ -1,6 +1,7 @@
 """Who takes an engine's turns: on a thread, and on the event loop."""
 
 import asyncio
+import sys
 import threading
 import time
 from collections.abc import Callable
@@ -108,6 +109,41 @@ def test_what_a_call_raises_reaches_its_caller_and_nobody_else(makes: Makes) -> 
             await driver.shutdown()
 
     asyncio.run(run())
+
+
+@DRIVERS
+def test_a_trunk_that_ends_the_process_fails_its_step_and_nobody_elses(makes: Makes) -> None:
+    trunk = tiny_trunk()
+    sequences = [random_hidden(1, 4, seed) for seed in range(3)]
+    expected = [reference(trunk, sequence_BTH) for sequence_BTH in sequences]
+    bad_BTH = torch.full_like(sequences[0], 1e6)
+
+    def leave(module: torch.nn.Module, arguments: tuple[object, ...], options: dict[str, object]) -> None:
+        if any(isinstance(each, torch.Tensor) and (each == 1e6).any() for each in (*arguments, *options.values())):
+            sys.exit(3)
+
+    async def main() -> list[torch.Tensor | BaseException | None]:
+        driver = makes(TrunkEngine(trunk))
+        try:
+            for name in "0123":
+                driver.open(name, client=name)
+            steps = (driver.step(str(i), RunTokens(hidden_BTH=each)) for i, each in enumerate([*sequences, bad_BTH]))
+            results = await asyncio.gather(*steps, return_exceptions=True)
+            with pytest.raises(RuntimeError, match=r"raised SystemExit\(4\)"):
+                await driver.run(lambda engine: sys.exit(4))
+            return results
+        finally:
+            await driver.shutdown()
+
+    hooks = [each.register_forward_pre_hook(leave, with_kwargs=True) for each in trunk.modules()]
+    *outputs, error = asyncio.run(main())
+    for hook in hooks:
+        hook.remove()
+    assert isinstance(error, RuntimeError)
+    assert "raised SystemExit(3)" in str(error)
+    for output, wanted in zip(outputs, expected, strict=True):
+        assert isinstance(output, torch.Tensor)
+        assert torch.allclose(output, wanted, atol=1e-5)
 
 
 def test_a_step_whose_session_closes_before_its_turn_is_not_waited_for_any_longer() -> None:

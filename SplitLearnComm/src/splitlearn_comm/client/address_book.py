@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import random
 import threading
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from typing import overload
 
+from splitlearn_comm.addresses import check_address
 from splitlearn_comm.client.replica import GOOD, Replica, Report
 from splitlearn_comm.errors import CommError, DeadlineExceededError, ServerUnavailableError
 from splitlearn_comm.messages import HealthReport, Load
@@ -36,7 +37,7 @@ class AddressBook(Sequence[str]):
             the same server.
 
     Raises:
-        ValueError: There is no address, one comes twice, or a time is not greater than zero.
+        ValueError: There is no address, one is none or comes twice, or a time is not greater than zero.
     """
 
     def __init__(
@@ -49,9 +50,13 @@ class AddressBook(Sequence[str]):
         patience_s: float = 0.5,
         turn: int | None = None,
     ) -> None:
-        addresses = (addresses,) if isinstance(addresses, str) else tuple(addresses)
+        if isinstance(addresses, str | bytes) or not isinstance(addresses, Iterable):
+            addresses = (addresses,)
+        addresses = tuple(addresses)
         if not addresses:
             raise ValueError("no address was given: expected at least one host:port")
+        for address in addresses:
+            check_address(address)
         if len(set(addresses)) != len(addresses):
             raise ValueError(f"an address comes twice among the replicas {list(addresses)}; give each once")
         for name, value in (("max_age_s", max_age_s), ("patience_s", patience_s)):
@@ -231,7 +236,7 @@ class AddressBook(Sequence[str]):
         reasons = " and ".join(replica.reason for replica in asked)
         return ServerUnavailableError(
             f"{reasons}; after several failures in a row nothing is asked for another {wait_s:.1f} s: "
-            f"is the server started, and is this it?"
+            f"is the server started, and is this its address?"
         )
 
 

@@ -8,13 +8,14 @@ from collections.abc import AsyncIterator, Sequence
 from dataclasses import replace
 from functools import partial
 from types import TracebackType
-from typing import Any, Literal, Self, Unpack, overload
+from typing import Any, Literal, Never, Self, Unpack, overload
 
 import grpc
 import grpc.aio
 import torch
 
 import splitlearn_comm.protocol as protocol
+from splitlearn_comm.checks import check_inputs, check_no_options
 from splitlearn_comm.client.address_book import book_of
 from splitlearn_comm.client.aio_session import AsyncClientSession
 from splitlearn_comm.client.aio_stream import AsyncStream
@@ -26,7 +27,7 @@ from splitlearn_comm.client.cursor import SessionCursor
 from splitlearn_comm.client.deadline import Deadline
 from splitlearn_comm.client.failures import translate, worth_another_round
 from splitlearn_comm.client.retry import ONCE
-from splitlearn_comm.client.settings import ClientOptions, ClientSettings, check_size
+from splitlearn_comm.client.settings import ClientOptions, check_size, settings_of
 from splitlearn_comm.client.statistics import ClientStatistics
 from splitlearn_comm.client.watching import WatchedCall
 from splitlearn_comm.codec import AutoCodec, CodecChoice
@@ -36,14 +37,18 @@ from splitlearn_comm.framing.statistics import decode_statistics, encode_watch
 from splitlearn_comm.messages import ComputeCall, KVEntries, ServiceInfo
 from splitlearn_comm.samples import StatisticsReading
 
+_ADVICE = "make an AsyncComputeClient inside async def, on the loop that uses it"
+
 
 class AsyncComputeClient:
-    """`GRPCComputeClient` for asyncio: the same arguments and methods, awaited. Make and use it on one event loop."""
+    """`GRPCComputeClient` for asyncio: the same arguments and methods, awaited. Make it inside `async def`, on the loop
+    that uses it; anything else is a `RuntimeError`."""
 
     def __init__(self, address: str | Sequence[str], **options: Unpack[ClientOptions]) -> None:
         self._book = book_of(address)
         addresses = self._book.addresses
-        self._settings = ClientSettings(addresses=addresses, **options)
+        self._settings = settings_of(addresses, options)
+        self._loop = running_loop()
         self._channels: dict[str, grpc.aio.Channel] = {
             address: self._settings.credentials.aio_channel(
                 address, self._settings.channel_options(), self._settings.interceptors
@@ -112,6 +117,8 @@ class AsyncComputeClient:
         timeout_s: float | None = None,
     ) -> torch.Tensor | tuple[torch.Tensor, KVEntries]:
         """Call the server's function; nothing stays on the server. As `GRPCComputeClient.compute`."""
+        check_inputs(tensor, attention_mask, position_ids)
+        self._check_open()
         deadline = Deadline.after(self._settings.compute_timeout_s if timeout_s is None else timeout_s)
         call = ComputeCall(tensor, attention_mask, position_ids, past_key_values, use_cache, adapter or "")
         kv = self._settings.plan.agreed.kv
@@ -119,14 +126,18 @@ class AsyncComputeClient:
         reply = await self._call(protocol.COMPUTE, message, deadline)
         return calls.unpacked(calls.decode_result(reply, kv.to_client, self._settings.max_message_bytes), use_cache)
 
-    def session(self, expected_fingerprint: str | None = None, *, adapter: str | None = None) -> AsyncClientSession:
+    def session(
+        self, expected_fingerprint: str | None = None, *, adapter: str | None = None, **options: Never
+    ) -> AsyncClientSession:
         """A session: state on the server, moved on step by step. Use it with `async with`, which opens it.
 
         Args:
             expected_fingerprint: What the server's must be; None not to compare.
             adapter: Name of an adapter of this client at the server, with which the session computes; None for none.
                 Such a session stays at its server, and is over when that is lost.
+            **options: None: codecs, timeouts and the like are the client's.
         """
+        check_no_options(options, ClientOptions.__annotations__)
         cursor = SessionCursor(self._settings, expected_fingerprint, adapter)
         course = SessionCourse(cursor, self._book, self._statistics)
         connect = partial(self._open_stream, cursor)
@@ -264,6 +275,8 @@ class AsyncComputeClient:
                 call.cancel()
 
     def _check_open(self) -> None:
+        if running_loop() is not self._loop:
+            raise RuntimeError(f"this client belongs to another event loop: {_ADVICE}")
         if self._closing.is_closed:
             raise closed_here()
 
@@ -311,3 +324,11 @@ class AsyncComputeClient:
         method: Any = self._channels[address].stream_stream(protocol.SESSION, None, None)
         call: Any = method(None, metadata=cursor.metadata())
         return AsyncStream(call, address, self._settings.inbox(cursor.codecs), self._statistics)
+
+
+def running_loop() -> asyncio.AbstractEventLoop:
+    """The loop that runs here. Raises `RuntimeError` where none does: gRPC would take one that never runs."""
+    try:
+        return asyncio.get_running_loop()
+    except RuntimeError:
+        raise RuntimeError(f"no event loop runs here: {_ADVICE}") from None

@@ -11,6 +11,7 @@ from typing import Self
 
 import torch
 
+from splitlearn_comm.checks import check_inputs
 from splitlearn_comm.client.aio_stream import AsyncStream
 from splitlearn_comm.client.closing import AsyncClosing, closed_here
 from splitlearn_comm.client.course import (
@@ -114,6 +115,7 @@ class AsyncClientSession:
         timeout_s: float | None = None,
     ) -> torch.Tensor:
         """Run hidden states through the server's layers; as `ClientSession.step`."""
+        check_inputs(hidden, attention_mask, position_ids)
         output = await self._run(Forward(hidden, attention_mask, position_ids), timeout_s)
         assert output is not None, "the cursor checks that a forward is answered by a tensor"
         return output

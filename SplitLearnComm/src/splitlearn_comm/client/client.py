@@ -8,12 +8,13 @@ from collections.abc import Iterator, Sequence
 from dataclasses import replace
 from functools import partial
 from types import TracebackType
-from typing import Any, Literal, Self, Unpack, overload
+from typing import Any, Literal, Never, Self, Unpack, overload
 
 import grpc
 import torch
 
 import splitlearn_comm.protocol as protocol
+from splitlearn_comm.checks import check_inputs, check_no_options
 from splitlearn_comm.client.address_book import book_of
 from splitlearn_comm.client.asking import Asking
 from splitlearn_comm.client.chooser import CodecChooser, Question, Reply, Work
@@ -24,7 +25,7 @@ from splitlearn_comm.client.deadline import Deadline
 from splitlearn_comm.client.failures import translate, worth_another_round
 from splitlearn_comm.client.retry import ONCE
 from splitlearn_comm.client.session import ClientSession
-from splitlearn_comm.client.settings import ClientOptions, ClientSettings, check_size
+from splitlearn_comm.client.settings import ClientOptions, check_size, settings_of
 from splitlearn_comm.client.statistics import ClientStatistics
 from splitlearn_comm.client.stream import SyncStream
 from splitlearn_comm.client.watch import DeadlineWatch
@@ -54,7 +55,7 @@ class GRPCComputeClient:
     def __init__(self, address: str | Sequence[str], **options: Unpack[ClientOptions]) -> None:
         self._book = book_of(address)
         addresses = self._book.addresses
-        self._settings = ClientSettings(addresses=addresses, **options)
+        self._settings = settings_of(addresses, options)
         self._channels: dict[str, grpc.Channel] = {
             address: self._settings.credentials.channel(
                 address, self._settings.channel_options(), self._settings.interceptors
@@ -141,6 +142,7 @@ class GRPCComputeClient:
         Raises:
             CommError: One of its kinds; see `splitlearn_comm.errors`.
         """
+        check_inputs(tensor, attention_mask, position_ids)
         deadline = Deadline.after(self._settings.compute_timeout_s if timeout_s is None else timeout_s)
         call = ComputeCall(tensor, attention_mask, position_ids, past_key_values, use_cache, adapter or "")
         kv = self._settings.plan.agreed.kv
@@ -148,20 +150,25 @@ class GRPCComputeClient:
         reply = self._call(protocol.COMPUTE, message, deadline)
         return calls.unpacked(calls.decode_result(reply, kv.to_client, self._settings.max_message_bytes), use_cache)
 
-    def session(self, expected_fingerprint: str | None = None, *, adapter: str | None = None) -> ClientSession:
+    def session(
+        self, expected_fingerprint: str | None = None, *, adapter: str | None = None, **options: Never
+    ) -> ClientSession:
         """Open a session: state on the server, moved on step by step. Close it, or use it with `with`.
 
         Args:
             expected_fingerprint: What the server's must be; None not to compare.
             adapter: Name of an adapter of this client at the server, with which the session computes; None for none.
                 Such a session stays at its server, and is over when that is lost.
+            **options: None: codecs, timeouts and the like are the client's.
 
         Raises:
+            TypeError: There is such an argument.
             FingerprintMismatchError: The server's is another.
             AdapterNotFoundError: This client has no such adapter there.
             ServerUnavailableError: The server cannot be reached.
             ResourceExhaustedError: The server has no room for another session.
         """
+        check_no_options(options, ClientOptions.__annotations__)
         cursor = SessionCursor(self._settings, expected_fingerprint, adapter)
         course = SessionCourse(cursor, self._book, self._statistics)
         connect = partial(self._open_stream, cursor)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ssl
 import uuid
 from collections.abc import Sequence
 from dataclasses import dataclass, field
@@ -13,6 +14,7 @@ import grpc
 import grpc.aio
 
 from splitlearn_comm.addresses import stays_here
+from splitlearn_comm.certificates import check_pem
 from splitlearn_comm.protocol import AUTHORIZATION_METADATA, BEARER, REQUEST_ID_METADATA
 
 Options = Sequence[tuple[str, int | str]]
@@ -36,7 +38,13 @@ class ClientTLS:
             raise ValueError("a client's certificate and its key go together; give both or neither")
 
     def credentials(self) -> grpc.ChannelCredentials:
-        """What gRPC takes. Raises OSError if a file cannot be read."""
+        """What gRPC takes; the files are read.
+
+        Raises:
+            OSError: A file cannot be read.
+            ValueError: There is no certificate in a file, or the key is another's.
+        """
+        check_pem(ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT), self.certificate, self.key, self.ca)
         return grpc.ssl_channel_credentials(_read(self.ca), _read(self.key), _read(self.certificate))
 
     def channel_options(self) -> list[tuple[str, str]]:
@@ -60,7 +68,14 @@ class Credentials:
         if self.token is None:
             return
         # The error must not hold the token.
-        if not self.token.isascii() or not self.token.isprintable() or " " in self.token or not self.token:
+        if not self.token:
+            raise ValueError("the token is empty: give one of printable ASCII characters, or None to send none")
+        if self.token != self.token.strip():
+            raise ValueError(
+                "the token begins or ends with a blank or a line break, as one read from a file does: token.strip() "
+                "leaves the printable ASCII characters that it consists of"
+            )
+        if not self.token.isascii() or not self.token.isprintable() or " " in self.token:
             raise ValueError("a token consists of printable ASCII characters without spaces; this one does not")
         if not self.tls and not self.insecure and not stays_here(address):
             raise ValueError(

@@ -11,6 +11,11 @@ from splitlearn_comm.errors import DeadlineExceededError
 
 LONG_S = 30.0
 """What is usual for a step, from here on, the server is not told."""
+AFTER_TIMEOUT = (
+    "another call may still be running there, or the server is stuck: ask its health(), or give more time "
+    "with timeout_s"
+)
+"""What to do about a server that did not answer in time."""
 LONGEST_S = 1e8
 """Three years: what stands for no bound where a number is wanted that clocks, locks and gRPC can count with."""
 
@@ -64,13 +69,12 @@ class Deadline:
 
     def exceeded(self) -> DeadlineExceededError:
         """The error to raise when it has passed."""
-        return DeadlineExceededError(
-            f"no answer within {self.timeout_s:g} s; the server may be busy or stuck: ask its health(), "
-            f"or give more time with timeout_s"
-        )
+        return DeadlineExceededError(f"no answer within {self.timeout_s:g} s; {AFTER_TIMEOUT}")
 
 
 def _check(timeout_s: float) -> None:
+    if isinstance(timeout_s, bool) or not isinstance(timeout_s, int | float):
+        raise TypeError(f"timeout_s must be a number of seconds, came {timeout_s!r}")
     if not timeout_s > 0:
         raise ValueError(
             f"timeout_s must be greater than zero, came {timeout_s}; leave it out for the client's own, "

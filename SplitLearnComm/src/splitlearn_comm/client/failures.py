@@ -10,6 +10,7 @@ from typing import Any, Final
 import grpc
 
 from splitlearn_comm.client.credentials import explained
+from splitlearn_comm.client.deadline import AFTER_TIMEOUT
 from splitlearn_comm.errors import (
     CommError,
     DeadlineExceededError,
@@ -23,6 +24,8 @@ from splitlearn_comm.errors import (
 from splitlearn_comm.framing.service import told_wait_s
 from splitlearn_comm.protocol import DRAINING_METADATA, KIND_METADATA, PUSHBACK_METADATA, REQUEST_ID_METADATA, SERVICE
 
+# gRPC's own words are long, and for people who know it.
+_MAX_CHARACTERS = 200
 # Of as many digits as an integer of 64 bits may have.
 _DIGITS = re.compile(r"[0-9]{1,19}")
 
@@ -116,9 +119,18 @@ def gone(address: str, details: str) -> ServerUnavailableError:
         return ServerUnavailableError(f"no connection to the server at {address}: {advice} ({details})")
     if "refused" in details or "failed to connect" in details.lower():
         return ServerUnavailableError(
-            f"nothing listens at {address}: {details}; is the server started, and is this it?"
+            f"nothing listens at {address}; is the server started, and is this its address? ({_last_of(details)})"
         )
-    return ServerUnavailableError(f"the server at {address} cannot be reached or went away: {details}")
+    return ServerUnavailableError(f"the server at {address} cannot be reached or went away: {_shortened(details)}")
+
+
+def _last_of(details: str) -> str:
+    """The end of what gRPC says of a connection, which is what happened; before that is whom it asked for it."""
+    return _shortened(details.rpartition(": ")[2])
+
+
+def _shortened(details: str) -> str:
+    return details if len(details) <= _MAX_CHARACTERS else f"{details[:_MAX_CHARACTERS]} …"
 
 
 def _without_kind(code: grpc.StatusCode, details: str, address: str, timeout_s: float) -> CommError:
@@ -130,9 +142,7 @@ def _without_kind(code: grpc.StatusCode, details: str, address: str, timeout_s: 
             # A server of ours says which error it is; so a proxy says that it has lost the server behind it.
             return gone(address, details)
         case grpc.StatusCode.DEADLINE_EXCEEDED:
-            return DeadlineExceededError(
-                f"no answer from {address} within {timeout_s:g} s; give more time with timeout_s ({details})"
-            )
+            return DeadlineExceededError(f"no answer from {address} within {timeout_s:g} s; {AFTER_TIMEOUT}")
         case grpc.StatusCode.RESOURCE_EXHAUSTED if "larger than max" in details:
             return MessageTooLargeError(
                 f"{details}; send less at once, or raise max_message_bytes at the client and at the server"

@@ -11,6 +11,7 @@ from typing import Self
 
 import torch
 
+from splitlearn_comm.checks import check_inputs
 from splitlearn_comm.client.closing import Closing, closed_here
 from splitlearn_comm.client.course import (
     Ask,
@@ -131,6 +132,7 @@ class ClientSession:
         Raises:
             CommError: One of its kinds; see `splitlearn_comm.errors`.
         """
+        check_inputs(hidden, attention_mask, position_ids)
         output = self._run(Forward(hidden, attention_mask, position_ids), timeout_s)
         assert output is not None, "the cursor checks that a forward is answered by a tensor"
         return output

@@ -8,6 +8,7 @@ from functools import cached_property
 from typing import Any, TypedDict, TypeVar
 
 import splitlearn_comm.protocol as protocol
+from splitlearn_comm.checks import check_kind, check_number, check_options
 from splitlearn_comm.client.credentials import ClientTLS, Credentials
 from splitlearn_comm.client.retry import ExponentialBackoff, RetryStrategy
 from splitlearn_comm.client.timeouts import Timeouts
@@ -98,8 +99,16 @@ class ClientSettings:
 
     def __post_init__(self) -> None:
         for name in ("timeout_s", "connect_timeout_s", "max_message_bytes", "dead_after_s"):
-            if not getattr(self, name) > 0:
-                raise ValueError(f"{name} must be greater than zero, came {getattr(self, name)}")
+            check_number(name, getattr(self, name))
+        check_kind(self.timeouts, (Timeouts,), "Timeouts(...)", "timeouts")
+        check_kind(self.retry, (RetryStrategy,), "a RetryStrategy, such as ExponentialBackoff()", "retry")
+        check_kind(
+            self.codec,
+            (str, Codecs, AutoCodec, CodecPlan),
+            "the name of a codec, Codecs, AutoCodec or CodecPlan",
+            "codec",
+        )
+        check_kind(self.tls, (ClientTLS, bool), "True, or ClientTLS(ca=...)", "tls")
         if (auto := self.auto) is not None:
             auto.check()
         elif self.max_kl is not None:
@@ -208,6 +217,12 @@ class ClientSettings:
         ]
 
 
+def settings_of(addresses: tuple[str, ...], options: ClientOptions) -> ClientSettings:
+    """The settings of a client. Raises `TypeError` for an option that there is not, and says which there are."""
+    check_options(options, ClientOptions.__annotations__)
+    return ClientSettings(addresses=addresses, **options)
+
+
 MessageT = TypeVar("MessageT", bound=Outgoing)
 
 
@@ -216,6 +231,7 @@ def check_size(data: MessageT, limit_bytes: int) -> MessageT:
     if len(data) > limit_bytes:
         raise MessageTooLargeError(
             f"the message has {len(data)} bytes and the limit is {limit_bytes}; nothing was sent: send a smaller "
-            f"batch, feed a long prompt in several steps, or raise max_message_bytes at the client and at the server"
+            f"batch, or a long sequence in several steps of a session, or raise max_message_bytes at the client and at "
+            f"the server"
         )
     return data

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from dataclasses import dataclass, fields
 
+from splitlearn_comm.checks import check_number
+
 
 @dataclass(frozen=True, kw_only=True)
 class Timeouts:
@@ -30,5 +32,5 @@ class Timeouts:
     def __post_init__(self) -> None:
         for item in fields(self):
             value = getattr(self, item.name)
-            if value is not None and not value > 0:
-                raise ValueError(f"timeouts.{item.name} must be greater than zero, came {value}")
+            if value is not None:
+                check_number(f"timeouts.{item.name}", value)

@@ -6,6 +6,7 @@ from collections.abc import Collection
 
 import torch
 
+from splitlearn_comm.checks import check_kind
 from splitlearn_comm.codec.casts import CastCodec
 from splitlearn_comm.codec.compressed import CompressedTensorCodec
 from splitlearn_comm.codec.int4 import Int4Codec
@@ -28,8 +29,10 @@ def register_codec(codec: CompressedTensorCodec) -> None:
     """Make a codec known under its name in this process; the peer has to do the same.
 
     Raises:
+        TypeError: It is no codec.
         ValueError: The name is taken, or is none; or it has a role that there is not.
     """
+    check_kind(codec, (CompressedTensorCodec,), "one derived from CompressedTensorCodec, made", "codec")
     name = codec.name
     if name in _RESERVED or len(name) > _MAX_NAME_CHARACTERS or not name.isascii() or not name.isprintable():
         raise ValueError(f"a codec's name has 1 to {_MAX_NAME_CHARACTERS} ASCII characters, came {name[:64]!r}")

@@ -10,6 +10,7 @@ from typing import Any
 
 import grpc.aio
 
+from splitlearn_comm.contained import awaited
 from splitlearn_comm.errors import MessageTooLargeError
 from splitlearn_comm.framing import calls, service
 from splitlearn_comm.messages import HealthReport
@@ -87,7 +88,7 @@ class CallService:
             served.load.steps += 1
             self._use_adapter(named.client, named.adapter)
             try:
-                result = await served.host.compute(named)
+                result = await awaited(served.host.compute, named)
             finally:
                 self._use_adapter(named.client, named.adapter)
                 served.load.steps -= 1

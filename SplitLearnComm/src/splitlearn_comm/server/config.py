@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass, field, fields
 
+from splitlearn_comm.checks import check_kind, check_number, check_tokens
 from splitlearn_comm.protocol import (
     KEEPALIVE_TIME_MS,
     KEEPALIVE_TIMEOUT_MS,
@@ -12,7 +14,7 @@ from splitlearn_comm.protocol import (
 )
 from splitlearn_comm.server.security.limits import ClientLimits
 from splitlearn_comm.server.security.tls import ServerTLS
-from splitlearn_comm.server.security.tokens import TokenBook, Tokens
+from splitlearn_comm.server.security.tokens import TokenBook, TokenFile, Tokens
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -48,9 +50,12 @@ class GRPCServerConfig:
 
     def __post_init__(self) -> None:
         for item in fields(self):
-            value = getattr(self, item.name)
-            if isinstance(value, int | float) and not isinstance(value, bool) and not value > 0:
-                raise ValueError(f"{item.name} must be greater than zero, came {value}")
+            if isinstance(item.default, int | float) and not isinstance(item.default, bool):
+                check_number(item.name, getattr(self, item.name))
+        if self.tls is not None:
+            check_kind(self.tls, (ServerTLS,), "ServerTLS(certificate=..., key=...)", "tls")
+        if self.tokens is not None:
+            check_tokens(self.tokens, (TokenFile, Mapping))
 
     @property
     def is_closed_to_strangers(self) -> bool:

@@ -9,6 +9,7 @@ from dataclasses import replace
 import grpc
 import torch
 
+from splitlearn_comm.contained import awaited
 from splitlearn_comm.errors import CommError, InvalidRequestError, MessageTooLargeError, ServerUnavailableError
 from splitlearn_comm.framing import steps
 from splitlearn_comm.framing.agreement import check_codecs
@@ -212,7 +213,7 @@ class Conversation:
     async def _export(self) -> Outgoing:
         ledger = self._ledger()
         served = self._sessions.served(ledger.session_id)
-        cache = await served.host.export_session(ledger.session_id) if served.is_stateful else KVEntries((), 0)
+        cache = await awaited(served.host.export_session, ledger.session_id) if served.is_stateful else KVEntries((), 0)
         state = SessionState(replace(cache, position=ledger.position), ledger.batch)
         reply = steps.encode_state(ledger.step_id, ledger.position, state, self.codecs.kv.to_client)
         # What a codec has made small is as large again on the other side.
@@ -227,7 +228,7 @@ class Conversation:
         ledger.adopt(request.step_id, state.cache.position, state.batch)
         try:
             if served.is_stateful:
-                await served.host.import_session(ledger.session_id, state.cache)
+                await awaited(served.host.import_session, ledger.session_id, state.cache)
         except BaseException:
             await self._fail(ledger, "its state could not be imported")
             raise
@@ -235,7 +236,8 @@ class Conversation:
             ledger.abandon()
             self._sessions.wake(ledger.session_id)
         if not self._sessions.has(ledger.session_id):
-            await served.host.close_session(ledger.session_id)  # closed meanwhile: what was imported has no owner
+            # Closed meanwhile: what was imported has no owner.
+            await awaited(served.host.close_session, ledger.session_id)
         return steps.encode_done(ledger.step_id, ledger.position)
 
     def _ledger(self) -> Ledger:
@@ -292,9 +294,9 @@ class Conversation:
         served.load.steps += 1
         try:
             if isinstance(action, TrainingAction):
-                done: Awaitable[torch.Tensor | Trained | None] = served.host.train(ledger.session_id, action)
+                done: Awaitable[torch.Tensor | Trained | None] = awaited(served.host.train, ledger.session_id, action)
             else:
-                done = served.host.run_step(ledger.session_id, action)
+                done = awaited(served.host.run_step, ledger.session_id, action)
             return await (done if self._due_s is None else in_time(done, self._due_s))
         except CommError as error:
             if served.is_stateful and isinstance(error, ServerUnavailableError):

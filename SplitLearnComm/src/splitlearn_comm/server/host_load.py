@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 
+from splitlearn_comm.contained import awaited
 from splitlearn_comm.host import SessionHost
 from splitlearn_comm.messages import CacheUse, Load
 from splitlearn_comm.server.faults import logger
@@ -37,7 +38,7 @@ class HostLoad:
     async def asked(self, host: SessionHost) -> Load:
         """What is known after the host, this one, was asked for a moment."""
         try:
-            self._cache = await asyncio.wait_for(host.cache_use(), PATIENCE_S)
+            self._cache = await asyncio.wait_for(awaited(host.cache_use), PATIENCE_S)
         except TimeoutError:
             pass
         except Exception:

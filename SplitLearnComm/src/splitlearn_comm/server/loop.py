@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import asyncio
+import logging
 import threading
 from collections.abc import Coroutine
 from functools import cache
 from typing import Any, TypeVar
 
+logger = logging.getLogger("splitlearn_comm.server")
 T = TypeVar("T")
 
 
@@ -16,7 +18,7 @@ class LoopThread:
 
     def __init__(self) -> None:
         self._loop = asyncio.new_event_loop()
-        self._thread = threading.Thread(target=self._loop.run_forever, name="splitlearn-server", daemon=True)
+        self._thread = threading.Thread(target=self._run, name="splitlearn-server", daemon=True)
         self._thread.start()
 
     @property
@@ -32,6 +34,17 @@ class LoopThread:
         except BaseException:
             future.cancel()
             raise
+
+    def _run(self) -> None:
+        """Run until the loop is stopped: what is not a host's (an interceptor, a callback) may ask for the end of the
+        process too, and asyncio gives up on that."""
+        while True:
+            try:
+                self._loop.run_forever()
+            except BaseException:
+                logger.exception("something on the event loop of the servers asked for its end; it goes on")
+            else:
+                return
 
 
 def server_loop() -> LoopThread:

@@ -6,6 +6,7 @@ import asyncio
 import contextlib
 from collections.abc import AsyncIterator, Callable
 
+from splitlearn_comm.contained import awaited
 from splitlearn_comm.errors import SessionNotFoundError
 from splitlearn_comm.logs import ids
 from splitlearn_comm.observer import Observer
@@ -191,7 +192,7 @@ class OpenSessions:
             served = self._services.lease(fingerprint)
             try:
                 served.validator.check_adapter(adapter)
-                await served.host.open_session(session_id, client, adapter)
+                await awaited(served.host.open_session, session_id, client, adapter)
             except BaseException:
                 served.release()
                 raise
@@ -200,7 +201,7 @@ class OpenSessions:
     async def _close_at_host(self, session_id: str, served: Served) -> None:
         try:
             async with self._alone_at_host(session_id):
-                await served.host.close_session(session_id)
+                await awaited(served.host.close_session, session_id)
         except Exception as error:
             told = told_without_contents(error)
             logger.error("the host failed to close session %s\n%s", session_id, told, extra=ids(session=session_id))

@@ -10,6 +10,7 @@ from operator import add
 from splitlearn_comm.codec import usable_names
 from splitlearn_comm.directory import HostDirectory, Lease, Wanted
 from splitlearn_comm.errors import CommError
+from splitlearn_comm.function_host import FunctionHost
 from splitlearn_comm.host import SessionHost
 from splitlearn_comm.messages import HealthReport, Load, ServiceInfo
 from splitlearn_comm.server.config import GRPCServerConfig
@@ -32,7 +33,11 @@ class Served:
         self.host = lease.host
         self.load = load
         self.release = lease.release
-        self.validator = Validator(info, refuse_nonfinite=config.refuse_nonfinite)
+        self.validator = Validator(
+            info,
+            refuse_nonfinite=config.refuse_nonfinite,
+            accepted=lease.host.accepted if isinstance(lease.host, FunctionHost) else None,
+        )
         self.is_stateful = info.stateful
         self.fingerprint = info.fingerprint or ""
 

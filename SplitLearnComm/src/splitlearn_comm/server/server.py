@@ -8,7 +8,8 @@ from typing import Self
 
 from google.protobuf.descriptor import ServiceDescriptor
 
-from splitlearn_comm.addresses import joined
+from splitlearn_comm.addresses import check_interface, check_port, is_unix, joined
+from splitlearn_comm.checks import no_service
 from splitlearn_comm.directory import HostDirectory, SingleHost
 from splitlearn_comm.function import ComputeFunction
 from splitlearn_comm.function_host import FunctionHost
@@ -46,8 +47,9 @@ class GRPCComputeServer:
         further_services: Services that interceptors answer, for reflection to tell of them too.
 
     Raises:
-        ValueError: Other machines could connect, and there is no TLS, or nobody is asked who he is; see
-            `GRPCServerConfig.allow_insecure`.
+        TypeError: That cannot be served.
+        ValueError: The port is none, or is in the host. Or other machines could connect, and there is no TLS, or nobody
+            is asked who he is; see `GRPCServerConfig.allow_insecure`.
     """
 
     def __init__(
@@ -63,6 +65,9 @@ class GRPCComputeServer:
         further_services: Sequence[ServiceDescriptor] = (),
     ) -> None:
         self._directory = _directory_of(service)
+        self._served_by = type(service).__name__
+        check_interface(host)
+        check_port(port)
         self._interface = host
         self._port = port
         self._config = config or GRPCServerConfig()
@@ -73,6 +78,12 @@ class GRPCComputeServer:
         self._last_statistics = ServerStatistics()
         self._stop_asked: StopAsked | None = None
 
+    def __repr__(self) -> str:
+        is_open = self._port == 0 and not is_unix(self._interface)
+        where = f"any free port of {self._interface}" if is_open else self.address
+        state = "serving" if self.is_running else "not serving"
+        return f"<{type(self).__name__} of {self._served_by} at {where}, {state}>"
+
     @property
     def port(self) -> int:
         """The port listened on, or to be listened on; after `start` never 0."""
@@ -80,7 +91,16 @@ class GRPCComputeServer:
 
     @property
     def address(self) -> str:
-        """Where clients find the server: `host:port`, or `unix:/path`."""
+        """Where clients on this machine find the server: `host:port`, or `unix:/path`.
+
+        Of a server that listens everywhere (`host="0.0.0.0"`) it says that; clients elsewhere are given the name or
+        address of the machine, and the port.
+
+        Raises:
+            RuntimeError: The port is to be any that is free, and the server was not started yet.
+        """
+        if self._port == 0 and not is_unix(self._interface):
+            raise RuntimeError("with port=0 the address is known once the server was started: call start() first")
         return joined(self._interface, self._port)
 
     @property
@@ -186,4 +206,8 @@ class GRPCComputeServer:
 def _directory_of(service: ComputeFunction | SessionHost | HostDirectory) -> HostDirectory:
     if isinstance(service, HostDirectory):
         return service
-    return SingleHost(service if isinstance(service, SessionHost) else FunctionHost(service))
+    if isinstance(service, SessionHost):
+        return SingleHost(service)
+    if isinstance(service, ComputeFunction):
+        return SingleHost(FunctionHost(service))
+    raise no_service(service, (ComputeFunction, SessionHost, HostDirectory))

@@ -9,6 +9,7 @@ from typing import Any
 
 import grpc.aio
 
+from splitlearn_comm.contained import called
 from splitlearn_comm.errors import AuthenticationError, ServerUnavailableError, UnsupportedOperationError
 from splitlearn_comm.framing.statistics import decode_watch, encode_statistics
 from splitlearn_comm.samples import SampleSource
@@ -48,7 +49,7 @@ class StatisticsService:
             raise UnsupportedOperationError("this server keeps no statistics; start it with metrics")
         while not self._stopping.is_set():
             _check_is_known()
-            samples = await asyncio.to_thread(lambda: tuple(source()))
+            samples = await asyncio.to_thread(called, lambda: tuple(source()))
             await context.write(encode_statistics(time.time(), samples))
             with contextlib.suppress(TimeoutError):
                 await asyncio.wait_for(self._stopping.wait(), interval_s)

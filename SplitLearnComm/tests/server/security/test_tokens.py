@@ -70,6 +70,17 @@ def test_what_is_no_file_of_tokens_is_told_without_the_tokens(text: str, match: 
     assert "-secret" not in str(refused.value)
 
 
+def test_a_line_that_is_none_is_found_in_its_file(tmp_path: Path) -> None:
+    path = tmp_path / "tokens"
+    path.write_text(f"alice:{SECRET}\n{OTHER}\n")
+    with pytest.raises(ValueError, match=rf"the token file {path}: line 2 of the tokens") as refused:
+        TokenBook(TokenFile(path))
+    assert OTHER not in str(refused.value)
+    path.write_bytes(b"alice:\xff" * 4)
+    with pytest.raises(ValueError, match=rf"the token file {path}: it is no UTF-8"):
+        TokenBook(TokenFile(path))
+
+
 def test_a_missing_file_is_an_error_at_once(tmp_path: Path) -> None:
     with pytest.raises(FileNotFoundError):
         TokenBook(TokenFile(tmp_path / "none"))

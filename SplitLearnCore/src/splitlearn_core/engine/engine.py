@@ -42,7 +42,7 @@ class StepResult:
     """Its session."""
     output_BTH: torch.Tensor | None = None
     """Hidden states [B, T, H] on the device that they came from; None for a step without tokens."""
-    error: Exception | None = None
+    error: BaseException | None = None
     """Why it failed; its session is over then."""
     began_s: float = 0.0
     """When its turn came, on the engine's clock; 0 where it never did."""
@@ -235,7 +235,9 @@ class TrunkEngine:
             return {}
         try:
             outputs = run_joined(self._trunk, shares, self._switch)
-        except Exception as error:  # whosever fault it is: each runs alone now, and the guilty one fails there
+        # Whosever fault it is (and be it a sys.exit(), which would end the thread of all): each runs alone now, and
+        # the guilty one fails there.
+        except BaseException as error:
             # Said, for if it is nobody's every forward costs twice. Not what: that may hold what tensors hold.
             logger.warning("%d steps ran alone: their joined forward raised %s", len(chunks), type(error).__name__)
             return {}
@@ -251,7 +253,7 @@ class TrunkEngine:
                 self._parts.setdefault(ticket, []).append(output_BTH.to(action.hidden_BTH.device))
             else:
                 self._change(session, action)
-        except Exception as error:  # some layers may hold the tokens and others not: the session cannot go on
+        except BaseException as error:  # some layers may hold the tokens and others not: this session cannot go on
             began_s = self._began_s[ticket]
             return StepResult(ticket=ticket, session_id=session_id, error=error, began_s=began_s)
         if not chunk.is_last:

@@ -10,6 +10,7 @@ from typing import TypeVar
 
 import torch
 
+from splitlearn_comm.contained import contained
 from splitlearn_comm.worker import note_turn
 from splitlearn_core.engine import Action, StepResult, TrunkEngine
 
@@ -126,16 +127,11 @@ def output_of(result: StepResult) -> torch.Tensor | None:
     """Return what a step gave, and note when its turn came; raises what it failed with."""
     note_turn(result.began_s)
     if result.error is not None:
-        raise without_stop(result.error)
+        raise contained(result.error)
     return result.output_BTH
 
 
 def refuse(waiter: asyncio.Future[T], error: BaseException) -> None:
     """Hand an error to who waits; on the waiter's own loop."""
     if not waiter.cancelled():
-        waiter.set_exception(without_stop(error))
-
-
-def without_stop(error: BaseException) -> BaseException:
-    """Return an error that a coroutine can raise: of a StopIteration it would just end, and a future takes none."""
-    return RuntimeError("the call raised StopIteration") if isinstance(error, StopIteration) else error
+        waiter.set_exception(contained(error))

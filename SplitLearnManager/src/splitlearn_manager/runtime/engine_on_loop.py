@@ -7,6 +7,7 @@ from typing import TypeVar
 
 import torch
 
+from splitlearn_comm.contained import called
 from splitlearn_comm.worker import DUE_S
 from splitlearn_core.engine import Action, TrunkEngine
 from splitlearn_manager.runtime.engine_driver import ASKED_S, EngineDriver, Waiter, Waiters, not_open, output_of, tell
@@ -38,7 +39,7 @@ class EngineOnLoop(EngineDriver):
 
     async def run(self, call: Callable[[TrunkEngine], T]) -> T:
         """Do something with the engine."""
-        return call(self._engine)
+        return called(lambda: call(self._engine))
 
     def open(self, session_id: str, client: str) -> None:
         """Open a session."""

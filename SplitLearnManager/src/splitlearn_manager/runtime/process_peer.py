@@ -10,6 +10,7 @@ from collections.abc import Awaitable, Callable
 from dataclasses import replace
 
 from splitlearn_comm import CommError, SessionHost
+from splitlearn_comm.contained import awaited
 from splitlearn_comm.framing.calls import decode_call, encode_result
 from splitlearn_comm.framing.chunks import whole
 from splitlearn_comm.framing.inbox import Inbox
@@ -90,7 +91,7 @@ class HostPeer:
         turn = Turn()
         ASKED_S.set(frame.sent_s), TURN.set(turn)  # of the frame's own task
         try:
-            kind, payload = await self._doing[frame.kind](frame)
+            kind, payload = await awaited(self._doing[frame.kind], frame)
         except CommError as error:
             kind, payload = Kind.REFUSED, encode_refusal(0, 0, error)
         except Exception as error:

@@ -9,6 +9,7 @@ from pathlib import Path
 
 import grpc
 
+from splitlearn_comm.certificates import check_pem
 from splitlearn_comm.server.security.watched import WatchedFiles
 
 
@@ -42,22 +43,7 @@ class ServerTLS:
         return made
 
     def _read(self) -> grpc.ServerCertificateConfiguration:
-        # gRPC takes whatever it is given, and fails at the handshakes; OpenSSL says now what is wrong.
-        context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
-        try:
-            context.load_cert_chain(self.certificate, self.key, password=_no_passphrase)
-            if self.client_ca is not None:
-                context.load_verify_locations(self.client_ca)
-        except ssl.SSLError as error:
-            raise ValueError(
-                f"certificate {self.certificate}, key {self.key} and client_ca {self.client_ca} are not what TLS needs "
-                f"({error}); expected PEM files, the key being the certificate's, without a passphrase"
-            ) from error
+        check_pem(ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER), self.certificate, self.key, self.client_ca)
         pair = (Path(self.key).read_bytes(), Path(self.certificate).read_bytes())
         roots = Path(self.client_ca).read_bytes() if self.client_ca else None
         return grpc.ssl_server_certificate_configuration([pair], root_certificates=roots)
-
-
-def _no_passphrase() -> str:
-    # Without this OpenSSL would ask for one on the terminal.
-    raise ValueError("the private key is protected by a passphrase: a server cannot type it; save the key without")

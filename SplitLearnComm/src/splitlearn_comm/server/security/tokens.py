@@ -50,7 +50,7 @@ class TokenBook:
         self._file: WatchedFiles[dict[str, bytes]] | None = None
         if isinstance(tokens, TokenFile):
             path = Path(tokens.path)
-            self._file = WatchedFiles([path], lambda: parse_tokens(path.read_text(encoding="utf-8")))
+            self._file = WatchedFiles([path], lambda: _tokens_in(path))
         else:
             self._fixed = _digests(tokens.items())
 
@@ -96,6 +96,15 @@ class Acquaintance:
             self._seen = seen
             return self._name_now() != self._name
         return False
+
+
+def _tokens_in(path: Path) -> dict[str, bytes]:
+    try:
+        return parse_tokens(path.read_text(encoding="utf-8"))
+    except ValueError as error:
+        # A text that is no UTF-8 would be quoted in it.
+        reason = "it is no UTF-8" if isinstance(error, UnicodeDecodeError) else error
+        raise ValueError(f"the token file {path}: {reason}") from None
 
 
 def parse_tokens(text: str) -> dict[str, bytes]:
