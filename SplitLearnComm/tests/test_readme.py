@@ -14,13 +14,14 @@ README = Path(__file__).resolve().parents[1] / "README.md"
 
 @pytest.mark.slow
 def test_the_examples_run_as_written_and_print_what_they_say(tmp_path: Path) -> None:
-    Authority(tmp_path).issue("server")
+    certificate, _ = Authority(tmp_path, "ca").issue("server")
+    certificate.rename(tmp_path / "server.pem")
     (tmp_path / "tokens").write_text("alice:a-token-of-alice\n")
     printed = run_page(README, tmp_path).splitlines()
     blocks = blocks_of(README)
-    assert [block.mark for block in blocks] == ["server", "", "", "", "", "", ""]
+    assert [block.mark for block in blocks] == ["server", *[""] * 8]
     comments = re.findall(r"print\(.*\)  # (.*)", "\n".join(block.code for block in blocks))
-    assert len(comments) == len(printed) == 12
+    assert len(comments) == len(printed) == 14
     for comment, value in zip(comments, printed, strict=True):
         pattern = ".*".join(re.escape(part) for part in comment.split("..."))
         assert re.search(pattern, value), f"{value!r} is not {comment!r}"
