@@ -30,8 +30,8 @@ WORDS = {
     "go on with the arguments that it was begun with, or begin another": (
         "go on with the options that it was begun with, or begin another in another --output"
     ),
-    "send a smaller batch, feed a long prompt in several steps, or raise max_message_bytes at the client and at the "
-    "server": "take a smaller --batch-size or --block-size",
+    "send a smaller batch, or a long sequence in several steps of a session, or raise max_message_bytes at the client "
+    "and at the server": "take a smaller --batch-size or --block-size, or a shorter prompt",
     "send a smaller batch, or raise max_message_bytes on both sides": "take a smaller --batch-size or --block-size",
     "with a smaller batch or shorter steps, or raise max_message_bytes on both sides": (
         "with a smaller --batch-size or --block-size"
