@@ -29,6 +29,13 @@ def test_a_port_in_use_is_said_before_the_model_is_looked_for(listening: socket.
         ManagedServer("./no/such/model", port=port_of(listening))
 
 
+def test_what_is_no_port_is_said_before_the_model_is_looked_for() -> None:
+    with pytest.raises(ValueError, match="port must be 0 to 65535, came 70000"):
+        ManagedServer("./no/such/model", port=70000)
+    with pytest.raises(ValueError, match=r"say host=.127\.0\.0\.1., port=50051"):
+        ManagedServer("./no/such/model", host="127.0.0.1:50051")
+
+
 def test_the_words_are_the_servers(listening: socket.socket) -> None:
     with pytest.raises(AddressInUseError) as checked:
         check_port_is_free("127.0.0.1", port_of(listening))

@@ -6,6 +6,7 @@ from typing import Self
 
 import splitlearn_core
 from splitlearn_comm import GRPCComputeServer, HostDirectory, Observer, ServerStatistics, SessionHost, Together
+from splitlearn_comm.addresses import check_interface, check_port
 from splitlearn_comm.server import GRPCServerConfig, check_binding
 from splitlearn_manager.config import ServerConfig
 from splitlearn_manager.control.beside import BesideService
@@ -132,11 +133,14 @@ def check_places(host: str, port: int, config: ServerConfig) -> None:
     """Find out, before anything is loaded, whether a server may and can listen.
 
     Raises:
-        ValueError: other machines could connect and nobody is asked who he is, or could read the metrics and nobody
-            said that they may; or a file is of no use.
+        TypeError: the port is no number.
+        ValueError: the port is none; other machines could connect and nobody is asked who he is, or could read the
+            metrics and nobody said that they may; or a file is of no use.
         OSError: a file cannot be read.
         AddressInUseError: (of splitlearn_comm) a port is in use.
     """
+    check_interface(host)
+    check_port(port)
     wire = comm_config(config)
     check_binding(host, wire)
     wire.check_files()
