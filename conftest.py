@@ -17,6 +17,8 @@ pytest_plugins = ["tests.support.plugin"]
 os.environ.setdefault("OMP_NUM_THREADS", "1")
 os.environ.setdefault("MKL_NUM_THREADS", "1")
 os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
+# torch.compile keeps a pool of processes otherwise, for as long as the process lives that has compiled something.
+os.environ.setdefault("TORCHINDUCTOR_COMPILE_THREADS", "1")
 
 # Property tests take the same examples in every run, as long as one wants: a suite that fails does so again. `make
 # faults` looks for others (`--hypothesis-profile others`).

