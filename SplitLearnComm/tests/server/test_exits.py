@@ -119,6 +119,7 @@ def test_a_host_that_ends_the_process_fails_a_call_or_a_session_and_no_more(
             assert torch.equal(another.step(TOKEN), client.compute(TOKEN))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("inline", [False, True])
 def test_such_a_server_still_ends_with_its_first_signal(
     inline: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch

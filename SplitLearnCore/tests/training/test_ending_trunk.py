@@ -82,10 +82,12 @@ def curve(trainer: Trainer) -> list[tuple[int, str, float]]:
     ("ends_at", "options"),
     [
         ((3,), {}),
-        ((1, 2, 5), {"eval_strategy": "steps", "eval_steps": 1}),
-        ((6,), {}),
-        ((3,), {"save_only_model": True}),
-        ((3, 5), {"save_strategy": "steps", "save_steps": 2, "save_total_limit": 1}),
+        pytest.param((1, 2, 5), {"eval_strategy": "steps", "eval_steps": 1}, marks=pytest.mark.slow),
+        pytest.param((6,), {}, marks=pytest.mark.slow),
+        pytest.param((3,), {"save_only_model": True}, marks=pytest.mark.slow),
+        pytest.param(
+            (3, 5), {"save_strategy": "steps", "save_steps": 2, "save_total_limit": 1}, marks=pytest.mark.slow
+        ),
         pytest.param((3,), {"fp16": True}, marks=pytest.mark.slow),
         pytest.param((UPDATES_AN_EPOCH,), {**EPOCHS, **BEST}, marks=pytest.mark.slow),
         pytest.param((3 * UPDATES_AN_EPOCH,), {**EPOCHS, **BEST}, marks=pytest.mark.slow),
@@ -110,6 +112,7 @@ def test_it_goes_as_if_the_trunk_had_stayed(tmp_path: Path, ends_at: tuple[int, 
     assert best[0] == best[1]
 
 
+@pytest.mark.slow
 def test_the_checkpoint_that_was_only_to_go_on_is_removed(tmp_path: Path) -> None:
     trained(tmp_path / "none", (3,))
     assert list((tmp_path / "none").glob("checkpoint-*")) == []
@@ -119,6 +122,7 @@ def test_the_checkpoint_that_was_only_to_go_on_is_removed(tmp_path: Path) -> Non
     ]
 
 
+@pytest.mark.slow
 def test_what_was_trained_is_saved_though_the_trunk_went_behind_the_last_update(tmp_path: Path) -> None:
     trainer, _, trunk = trained(tmp_path, (6,), save_strategy="steps", save_steps=6)
     trainer.save_model(str(tmp_path / "expected"))

@@ -47,7 +47,9 @@ def test_it_trains_as_the_trainer_of_the_whole_model(tmp_path: Path) -> None:
     assert_same(trainer.run, whole, without_prefix)
 
 
-@pytest.mark.parametrize("family", ["llama", "qwen2", "gpt2"])
+@pytest.mark.parametrize(
+    "family", ["llama", *(pytest.param(name, marks=pytest.mark.slow) for name in ("qwen2", "gpt2"))]
+)
 def test_all_weights_decay_as_with_the_trainer_of_the_whole_model(tmp_path: Path, family: str) -> None:
     split = tiny_split(family)
     whole = copy.deepcopy(split.whole)
