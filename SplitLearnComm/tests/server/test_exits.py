@@ -83,6 +83,14 @@ class EndingHost(RunningSumHost):
         return await super().run_step(session_id, action)
 
 
+def assert_fails(attempt: Callable[[torch.Tensor], object], told: str, caplog: pytest.LogCaptureFixture) -> None:
+    """The client hears that the server failed, and the server's log has with what."""
+    with pytest.raises(RemoteInternalError, match="its log has the reason"):
+        attempt(-TOKEN)
+    assert f"raised {told}" in caplog.text
+    caplog.clear()
+
+
 @pytest.mark.parametrize("inline", [False, True])
 @pytest.mark.parametrize("told", list(ENDS))
 def test_a_function_that_ends_the_process_fails_a_call_and_no_more(
@@ -94,10 +102,7 @@ def test_a_function_that_ends_the_process_fails_a_call_and_no_more(
         client.session() as session,
     ):
         for attempt in (client.compute, session.step):
-            with pytest.raises(RemoteInternalError, match="its log has the reason"):
-                attempt(-TOKEN)
-            assert f"raised {told}" in caplog.text
-            caplog.clear()
+            assert_fails(attempt, told, caplog)
             assert torch.equal(attempt(TOKEN), TOKEN)
 
 
@@ -111,10 +116,7 @@ def test_a_host_that_ends_the_process_fails_a_call_or_a_session_and_no_more(
         client.session() as session,
     ):
         for attempt in (client.compute, session.step):
-            with pytest.raises(RemoteInternalError, match="its log has the reason"):
-                attempt(-TOKEN)
-            assert f"raised {told}" in caplog.text
-            caplog.clear()
+            assert_fails(attempt, told, caplog)
         with client.session() as another:
             assert torch.equal(another.step(TOKEN), client.compute(TOKEN))
 

@@ -113,6 +113,24 @@ def test_it_goes_as_if_the_trunk_had_stayed(tmp_path: Path, ends_at: tuple[int, 
 
 
 @pytest.mark.slow
+def test_a_trunk_that_is_lost_while_it_is_evaluated_behind_its_last_update_is_come_back_to_once(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    evaluate, lost_at = SplitTrainer.evaluate, {3}
+
+    def losing(self: SplitTrainer, *args: Any, **kwargs: Any) -> Any:
+        if self.state.global_step in lost_at:
+            lost_at.remove(self.state.global_step)
+            raise ConnectionError("gone")
+        return evaluate(self, *args, **kwargs)
+
+    monkeypatch.setattr(SplitTrainer, "evaluate", losing)
+    _, seen, trunk = trained(tmp_path, (3,), eval_strategy="steps", eval_steps=3)
+    assert seen.updates == [1, 2, 3, 4, 5, 6]
+    assert trunk.num_started == 2
+
+
+@pytest.mark.slow
 def test_the_checkpoint_that_was_only_to_go_on_is_removed(tmp_path: Path) -> None:
     trained(tmp_path / "none", (3,))
     assert list((tmp_path / "none").glob("checkpoint-*")) == []
@@ -123,8 +141,11 @@ def test_the_checkpoint_that_was_only_to_go_on_is_removed(tmp_path: Path) -> Non
 
 
 @pytest.mark.slow
-def test_what_was_trained_is_saved_though_the_trunk_went_behind_the_last_update(tmp_path: Path) -> None:
-    trainer, _, trunk = trained(tmp_path, (6,), save_strategy="steps", save_steps=6)
+@pytest.mark.parametrize("options", [{"save_strategy": "steps", "save_steps": 6}, {}])
+def test_what_was_trained_is_saved_though_the_trunk_went_behind_the_last_update(
+    tmp_path: Path, options: dict[str, Any]
+) -> None:
+    trainer, _, trunk = trained(tmp_path, (6,), **options)
     trainer.save_model(str(tmp_path / "expected"))
     read_state = trainer.run.passes.training.read_state
 

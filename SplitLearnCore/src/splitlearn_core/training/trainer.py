@@ -115,13 +115,14 @@ class SplitTrainer(Trainer):
         # Of what lies in the output directory only that is gone back to which belongs to this training.
         self._last_saved = self._checkpoint(resume_from_checkpoint)
         self._losses.clear()
+        self._only_to_go_on.clear()
         self._patience.note_alive(time.monotonic())
         scaler = getattr(self.accelerator, "scaler", None)
         scale = None if scaler is None else scaler.state_dict()
         if self._last_saved is None:
             self.run.save_checkpoint(BEGINNING, self.directory)
         while True:
-            self._times = {}
+            self._forget_the_try_before()
             try:
                 done = super().train(None if self._last_saved is None else str(self._last_saved), *args, **kwargs)
                 break
@@ -135,6 +136,8 @@ class SplitTrainer(Trainer):
                     self._bring_back(BEGINNING, self.directory)
                     if scaler is not None:
                         scaler.load_state_dict(scale)
+        if self._ends_at is not None:  # behind the last update: what was trained is there alone before long
+            self._only_to_go_on.discard(self._directory_now)
         for directory in (self.directory / BEGINNING, *self._only_to_go_on):
             shutil.rmtree(directory, ignore_errors=True)
         if self.arguments.draw_curves:
@@ -166,8 +169,10 @@ class SplitTrainer(Trainer):
             except LOST as error:
                 self._wait(error)
 
+    def _forget_the_try_before(self) -> None:
+        self._times, self._ends_at = {}, None
+
     def _leave(self) -> None:
-        self._ends_at = None
         self._patience.note_alive(time.monotonic())
         logger.warning("the trunk's server stops: update %d is saved, a server is waited for", self.state.global_step)
         self.run.leave_trunk()
